@@ -1,0 +1,104 @@
+"""Command line options made from the fields of `SegmentJob`, so that they are described once."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from masklet.errors import UserError
+from masklet.job import SegmentJob, load_job_fields, make_job
+
+Command = Callable[..., None]
+_CONFIG_HELP = "Job file (YAML or JSON) with any of these fields; options override it."
+
+
+def takes_job(*, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Command]:
+    """Give a command an argument FILE, `--config`, and an option for every field of a job.
+
+    The decorated function gets the checked `job` as its first argument; its other parameters
+    become options of their own.
+    """
+
+    def decorate(function: Callable[..., None]) -> Command:
+        fields = {
+            name: field
+            for name, field in SegmentJob.model_fields.items()
+            if name != "file" and name not in leave_out
+        }
+
+        def command(file: str | None, config: Path | None, **options: Any) -> None:
+            given = {name: options.pop(name) for name in fields}
+            function(_job_of(file, config, given), **options)
+
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in list(inspect.signature(function).parameters.values())[1:]
+        ]
+        parameters = [
+            _parameter("file", str | None, typer.Argument(help="Video to segment.")),
+            *own,
+            _parameter("config", Path | None, typer.Option(help=_CONFIG_HELP)),
+            *(_option(name, field) for name, field in fields.items()),
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # a function takes it
+        command.__doc__, command.__name__ = function.__doc__, function.__name__
+        return command
+
+    return decorate
+
+
+def _job_of(file: str | None, config: Path | None, given: dict[str, Any]) -> SegmentJob:
+    fields = {name: value for name, value in given.items() if value is not None}
+    fields |= {"file": file} if file is not None else {}
+    if config is None:
+        if file is None:
+            raise UserError("name a video, or a job file with --config; see masklet segment --help")
+        return make_job(fields)
+    from_file = load_job_fields(config)
+    # paths in a job file are relative to it, those on the command line to the working directory
+    fields = {
+        name: Path.cwd() / value if name in _PATH_FIELDS and "://" not in str(value) else value
+        for name, value in fields.items()
+    }
+    fields = {
+        name: str(value) if isinstance(value, Path) else value for name, value in fields.items()
+    }
+    return make_job(from_file | fields, base=config.absolute().parent)
+
+
+_PATH_FIELDS = frozenset({"file", "prompts", "mask_prompts", "checkpoint"})
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    flag = "--" + name.replace("_", "-")
+    description = field.description or ""
+    if field.annotation is bool:
+        return _parameter(
+            name, bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=description)
+        )
+    default = field.get_default()
+    shown = "" if default in (None, [], -1) else f" [default: {default}]"
+    if get_origin(field.annotation) is Literal:
+        choices = "|".join(get_args(field.annotation))
+        return _parameter(
+            name, str | None, typer.Option(flag, metavar=choices, help=description + shown)
+        )
+    if name in _PATH_FIELDS:
+        metavar = "ZIP" if name == "mask_prompts" else "FILE"
+        how = typer.Option(flag, metavar=metavar, help=description)
+        return _parameter(name, Path | None, how)
+    annotation, metavar = (int, "N") if field.annotation is int else (str, "NAME")
+    how = typer.Option(flag, metavar=metavar, help=description + shown)
+    return _parameter(name, annotation | None, how)
+
+
+def _parameter(name: str, annotation: Any, how: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[annotation, how],
+    )

@@ -1,0 +1,247 @@
+"""The one description of a job: `SegmentJob`.
+
+The options of the command line, the keys of a job file, the parameters of the Prefect flow and the
+Python signature are all read off this model.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from masklet.errors import UserError
+
+OBJECT_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+MAX_PROMPT_FILE_BYTES = 64 * 2**20
+
+ObjectId: TypeAlias = int | str
+Coordinate = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Prompt(BaseModel):
+    """What a person says about one object on one frame: clicks, a box, or a box and clicks.
+
+    Coordinates are pixels of the displayed frame, x to the right and y downwards.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    frame_index: StrictInt = Field(ge=0, description="Frame of the source, counted from 0.")
+    object_id: StrictInt | StrictStr = Field(description="Number or short name of the object.")
+    points: list[tuple[Coordinate, Coordinate]] | None = Field(
+        None, min_length=1, description="Clicks as [[x, y], …]."
+    )
+    labels: list[Literal[0, 1]] | None = Field(
+        None, description="One label a click: 1 is on the object, 0 is not."
+    )
+    box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = Field(
+        None, description="[x_min, y_min, x_max, y_max] around the object."
+    )
+
+    @field_validator("object_id")
+    @classmethod
+    def _safe_as_file_name(cls, object_id: ObjectId) -> ObjectId:
+        return check_object_id(object_id)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.points is None and self.box is None:
+            raise _invalid("has neither points nor a box; give at least one of them")
+        clicks, labels = len(self.points or ()), len(self.labels or ())
+        if clicks != labels:
+            raise _invalid(f"has {clicks} points but {labels} labels; give one label a point")
+        if self.box is not None:
+            x_min, y_min, x_max, y_max = self.box
+            if x_max <= x_min or y_max <= y_min:
+                raise _invalid(
+                    f"has the box {list(self.box)} whose max is not above its min; "
+                    "a box is [x_min, y_min, x_max, y_max], not [x, y, width, height]"
+                )
+        return self
+
+
+class SegmentJob(BaseModel):
+    """Objects to cut out of one video, and what to make of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    file: str = Field(min_length=1, description="Video to segment: a path.")
+    model_type: str = Field(
+        "large",
+        description="nano (bundled), tiny, small, base_plus or large, or a full name such as "
+        "sam2_hiera_large. Bare names mean SAM 2.1.",
+    )
+    checkpoint: Path | None = Field(
+        None, description="Weights to use instead of the model's own: a .pt or .safetensors file."
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where the model runs; auto takes a GPU if there is one."
+    )
+    prompts: list[Prompt] = Field(
+        [],
+        description="What to segment: a list of {frame_index, object_id, points?, labels?, box?}, "
+        "or the path of a JSON or YAML file that holds it.",
+    )
+    mask_prompts: Path | None = Field(
+        None,
+        description="Zip of masks {frame_index}_{object_id}.png or .npy, of the video's size.",
+    )
+    start_frame: int = Field(-1, ge=-1, description="First frame to process; -1 is the first one.")
+    end_frame: int = Field(
+        -1, ge=-1, description="Last frame to process, inclusive; -1 is the last one."
+    )
+    frame_interval: int = Field(
+        1, ge=1, description="Process every n-th frame from start_frame on, and prompted frames."
+    )
+    direction: Literal["forward", "backward", "both"] = Field(
+        "forward",
+        description="forward from the earliest prompt, backward from the latest, or both ways "
+        "from the earliest.",
+    )
+    debug_masks: bool = Field(False, description="Also make a video with the masks drawn on it.")
+    pixel_confidences: bool = Field(
+        False, description="Also make 8-bit pictures of each pixel's confidence."
+    )
+    bbox_tracking: bool = Field(False, description="Also write bounding boxes as JSON.")
+    preview: bool = Field(False, description="Segment the prompted frames only (not yet there).")
+    multimask_output: bool = Field(
+        False, description="Images only: three masks with quality scores (not yet there)."
+    )
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _prompts_by_path(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str | Path):
+            return load_prompt_list(_relative_to(value, info))
+        return value
+
+    @field_validator("mask_prompts", "checkpoint")
+    @classmethod
+    def _beside_the_job_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        return None if value is None else _relative_to(value, info)
+
+    @field_validator("file")
+    @classmethod
+    def _source_beside_the_job_file(cls, value: str, info: ValidationInfo) -> str:
+        return value if "://" in value else str(_relative_to(value, info))
+
+
+def check_object_id(object_id: ObjectId) -> ObjectId:
+    """Return `object_id` if it is safe as a part of a file name; raises PydanticCustomError."""
+    if not re.fullmatch(OBJECT_ID_PATTERN, str(object_id)):
+        raise _invalid(
+            f"has the object_id {str(object_id)[:80]!r}; an id is 1 to 64 letters, digits, '_', "
+            "'.' or '-', and starts with a letter or a digit"
+        )
+    return object_id
+
+
+def make_job(fields: Mapping[str, Any], *, base: Path | None = None) -> SegmentJob:
+    """Check `fields` and make the job of them; relative paths are taken from `base`.
+
+    Raises UserError in one line that names the field, or the prompt by index, frame and object.
+    """
+    if isinstance(prompts := fields.get("prompts"), str | Path):
+        # read here, so that an error can name the prompt by its frame and object
+        fields = {**fields, "prompts": load_prompt_list((base or Path()) / prompts)}
+    try:
+        return SegmentJob.model_validate(fields, context={"base": base})
+    except ValidationError as error:
+        raise UserError(_explain(error, fields)) from None
+
+
+def load_job_fields(path: Path) -> dict[str, Any]:
+    """Read a job file (YAML or JSON) into a mapping of fields, not checked yet."""
+    fields = _load_document(path)
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: a job file is a mapping of fields such as 'file: clip.mp4'")
+    return {str(key): value for key, value in fields.items()}
+
+
+def load_prompt_list(path: Path) -> Any:
+    """Read a file of prompts (JSON or YAML): a list, or a mapping with the key `prompts`."""
+    document = _load_document(path)
+    if isinstance(document, dict) and set(document) == {"prompts"}:
+        document = document["prompts"]
+    if not isinstance(document, list):
+        raise UserError(f"{path}: prompts are a list of {{frame_index, object_id, points, labels}}")
+    return document
+
+
+def _load_document(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_PROMPT_FILE_BYTES:
+            raise UserError(f"{path}: is larger than {MAX_PROMPT_FILE_BYTES >> 20} MiB")
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: is not valid JSON or YAML: {_first_words(error)}") from None
+
+
+def _relative_to(value: str | Path, info: ValidationInfo) -> Path:
+    base = (info.context or {}).get("base")
+    return Path(value) if base is None else Path(base) / value
+
+
+def _invalid(message: str) -> PydanticCustomError:
+    # pydantic formats templates with {}, which user input may contain
+    return PydanticCustomError("masklet", "{message}", {"message": message})
+
+
+def _explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
+    problems = error.errors(include_url=False, include_context=False)
+    places = {tuple(part for part in p["loc"] if part not in ("int", "str")) for p in problems}
+    first = problems[0]
+    place, value = list(first["loc"]), first["input"]
+    message = str(first["msg"])
+    if first["type"] == "extra_forbidden":
+        message = f"is not a field; the fields are {', '.join(SegmentJob.model_fields)}"
+        if place[0] == "prompts":
+            message = f"is not a field; a prompt has {', '.join(Prompt.model_fields)}"
+    elif first["type"] == "missing":
+        message = "is missing"
+    elif place[-1] in ("int", "str"):
+        message = f"should be a whole number or a short name, not {_shorten(value)}"
+    elif first["type"] != "masklet":
+        message = f"{message[:1].lower()}{message[1:]}, not {_shorten(value)}"
+    more = f" (and {len(places) - 1} more problems)" if len(places) > 1 else ""
+    return f"{_name_place(place, fields)} {message}{more}"
+
+
+def _name_place(place: list[int | str], fields: Mapping[str, Any]) -> str:
+    if len(place) < 2 or place[0] != "prompts" or not isinstance(place[1], int):
+        return ".".join(str(part) for part in place)
+    prompts = fields.get("prompts")
+    prompt = prompts[place[1]] if isinstance(prompts, list) else None
+    name = f"prompts[{place[1]}]"
+    if isinstance(prompt, dict):
+        name += f" (frame {_shorten(prompt.get('frame_index', '?'))}, "
+        name += f"object {_shorten(prompt.get('object_id', '?'))})"
+    field = [str(part) for part in place[2:] if part not in ("int", "str")]
+    return f"{name} {'.'.join(field)}".rstrip()
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _first_words(error: Exception) -> str:
+    return _shorten(str(error).replace("\n", " "))[1:-1]

@@ -1,0 +1,140 @@
+"""Mask prompts: a zip of masks, read member by member as the hostile file that it may be."""
+
+import io
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from masklet.errors import UserError
+from masklet.job import OBJECT_ID_PATTERN, ObjectId
+
+MAX_MEMBERS = 100_000
+_MEMBER_NAME = re.compile(rf"(\d{{1,9}})_({OBJECT_ID_PATTERN})\.(png|npy)", re.ASCII)
+_ENCRYPTED = 0x1
+_NPY_HEADER_BYTES = 4096
+
+
+class MaskPrompts:
+    """The masks of one zip: `keys` now, pixels one at a time by `read`.
+
+    Args:
+        path: a zip of `{frame_index}_{object_id}.png` or `.npy`, flat. An id of digits alone is
+            an int; names are split at the first underscore only.
+        width, height: size every mask must have, in pixels: that of the displayed frame.
+
+    Raises UserError for anything else.
+    """
+
+    def __init__(self, path: Path, width: int, height: int) -> None:
+        self._path, self._shape = path, (height, width)
+        self._members: dict[tuple[int, ObjectId], zipfile.ZipInfo] = {}
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        except (zipfile.BadZipFile, ValueError, NotImplementedError):
+            raise UserError(f"{path}: is not a zip of masks") from None
+        if len(members) > MAX_MEMBERS:
+            raise UserError(f"{path}: has {len(members)} entries; {MAX_MEMBERS} are allowed")
+        for member in members:
+            self._add(member)
+        if not self._members:
+            raise UserError(f"{path}: holds no mask named {{frame_index}}_{{object_id}}.png")
+
+    @property
+    def keys(self) -> list[tuple[int, ObjectId]]:
+        """(frame_index, object_id) of every mask, by frame and then by id."""
+        return sorted(self._members, key=lambda key: (key[0], str(key[1])))
+
+    def name(self, frame_index: int, object_id: ObjectId) -> str:
+        """How an error names this mask: the zip and the entry in it."""
+        return f"{self._path}: {self._members[frame_index, object_id].filename!r}"
+
+    def read(self, frame_index: int, object_id: ObjectId) -> NDArray[np.bool_]:
+        """The mask, (height, width) bool: whatever is not zero. Raises UserError."""
+        member, name = self._members[frame_index, object_id], self.name(frame_index, object_id)
+        height, width = self._shape
+        limit = 16 * height * width + (1 << 20)
+        try:
+            with zipfile.ZipFile(self._path) as archive, archive.open(member) as file:
+                content = file.read(limit + 1)
+        except (OSError, zipfile.BadZipFile, EOFError, ValueError, RuntimeError) as error:
+            raise UserError(f"{name} cannot be read: {error}") from None
+        except Exception as error:
+            # zlib, bz2 and lzma each raise an error of their own
+            raise UserError(f"{name} cannot be unpacked: {error}") from None
+        if len(content) > limit:
+            raise UserError(f"{name} unpacks to more than a {width}x{height} mask can need")
+        read = _read_npy if member.filename.endswith(".npy") else _read_png
+        return read(content, self._shape, name)
+
+    def __iter__(self) -> Iterator[tuple[int, ObjectId]]:
+        return iter(self.keys)
+
+    def _add(self, member: zipfile.ZipInfo) -> None:
+        match = _MEMBER_NAME.fullmatch(member.filename)
+        if match is None:
+            raise UserError(
+                f"{self._path}: {member.filename[:100]!r} is not named "
+                "{frame_index}_{object_id}.png or .npy, with an id of letters, digits, '_.-'"
+            )
+        if member.flag_bits & _ENCRYPTED:
+            raise UserError(f"{self._path}: {member.filename!r} is encrypted")
+        frame_index, object_id = int(match[1]), match[2]
+        key = (frame_index, int(object_id) if object_id.isdigit() else object_id)
+        if key in self._members:
+            raise UserError(
+                f"{self._path}: {self._members[key].filename!r} and {member.filename!r} are masks "
+                "of the same frame and object"
+            )
+        self._members[key] = member
+
+
+def _read_png(content: bytes, shape: tuple[int, int], name: str) -> NDArray[np.bool_]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the size is checked here, before any pixel
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+                _check_shape((image.height, image.width), shape, name)
+                if image.mode in ("P", "1", "L", "I;16", "I"):
+                    return np.asarray(np.asarray(image) != 0)
+                return np.asarray(np.asarray(image.convert("RGB")).any(axis=2))
+    except UserError:
+        raise
+    except Exception as error:
+        # Pillow raises whatever its decoder met: OSError, SyntaxError, struct.error, …
+        raise UserError(f"{name} is not a readable PNG: {error}") from None
+
+
+def _read_npy(content: bytes, shape: tuple[int, int], name: str) -> NDArray[np.bool_]:
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        found, fortran, dtype = read_header(stream, max_header_size=_NPY_HEADER_BYTES)
+        if dtype.kind not in "buif" or dtype.itemsize > 16:
+            raise UserError(f"{name} holds {dtype}, not booleans or numbers")
+        _check_shape(found, shape, name)
+        values = np.frombuffer(content, dtype, count=shape[0] * shape[1], offset=stream.tell())
+    except (ValueError, KeyError, struct.error, SyntaxError, TypeError, EOFError):
+        raise UserError(f"{name} is not a readable .npy array") from None
+    return np.asarray(values.reshape(shape, order="F" if fortran else "C") != 0)
+
+
+def _check_shape(found: tuple[int, ...], expected: tuple[int, int], name: str) -> None:
+    if tuple(found) != expected:
+        raise UserError(
+            f"{name} has the shape {tuple(found)}; a mask has that of the video, "
+            f"(height, width) = {expected}"
+        )

@@ -1,0 +1,279 @@
+"""What a video holds: its size, and the presentation time of every frame.
+
+Without ffprobe, ffmpeg's `framecrc` output is the table: one line per packet (copied, cheap) or
+per frame (decoded). Packets are frames only in well-made files, so their table is believed only
+when every packet has its own presentation time, the codec shows one frame per packet, and the
+frames decoded at both ends of the file are exactly those of the table. Otherwise the whole video
+is decoded once.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import ffmpeg
+
+from masklet.errors import UserError
+from masklet.media.process import (
+    MAX_PIXELS,
+    Child,
+    command,
+    decoder,
+    display_name,
+    opened,
+    reported,
+    video_input,
+)
+
+PROBE_SECONDS = 120.0
+"""For the table of packets. Decoding everything is limited like reading: by its progress."""
+
+MAX_SIDE = 16384
+MAX_FRAMES = 10_000_000
+SEEK_BACK = (0.0, 10.0, 60.0)
+"""Where to seek, in seconds before the wanted frame, until a seek arrives early enough."""
+
+# One packet, one shown frame. Others hide reference frames (VP8) or skip frames (MPEG-4).
+_FRAME_PER_PACKET = {"h264", "hevc", "av1", "vp9", "mjpeg", "prores", "ffv1", "dnxhd", "rawvideo"}
+_DISCARDED = 0x4
+_HEAD_FRAMES = 32
+
+_NO_FORMAT = ("not on whitelist", "Error opening input: Invalid data", "Not detecting m3u8")
+
+_IMAGE_STARTS = (
+    rb"\x89PNG",
+    rb"\xff\xd8\xff",
+    rb"RIFF....WEBP",
+    rb"BM....\0\0\0\0",
+    rb"II\*\0|MM\0\*",
+    rb"P[1-6]\s",
+    rb"\0\0\0\x0cJXL |\xff\x0a",
+    rb"\0\0\0\x0cjP  ",
+    rb"....ftyp(avi[fs]|hei[cfmsx]|hev[cmsx]|mif1|msf1)",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video file and the table of its frames.
+
+    `width` and `height` are the pixels of the first frame as displayed: after rotation metadata,
+    with non-square pixels left as they are stored. `pts` is strictly increasing and indexed by
+    `frame_index`; a frame with the same time as the one before it is never shown, and is not
+    counted. `frame_rate` is the average, 1 for a single frame.
+    """
+
+    path: Path
+    sha256: str
+    width: int
+    height: int
+    time_base: Fraction
+    pts: tuple[int, ...]
+    frame_rate: Fraction
+    seekable: bool = True
+    """Whether a seek arrives at frames with the same pts as decoding from the start."""
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.pts)
+
+    def timestep(self, frame_index: int) -> float:
+        """Seconds from the first frame to this one."""
+        return float((self.pts[frame_index] - self.pts[0]) * self.time_base)
+
+
+@dataclass
+class _Table:
+    """Lines of a framecrc output: (pts, checksum) in the order in which they came."""
+
+    rows: list[tuple[int, str]]
+    time_base: Fraction = Fraction(1)
+    codec: str = ""
+    width: int = 0
+    height: int = 0
+    reason: str = ""
+
+    @property
+    def pts(self) -> list[int]:
+        return [pts for pts, _ in self.rows]
+
+
+def probe(file: str | Path) -> Source:
+    """Read what a video file holds. The content decides, never the extension.
+
+    Raises UserError when the file is missing, is not a video, or has no frame that can be decoded.
+    """
+    path = _local_path(file)
+    _refuse_other_files(path)
+    table, seekable = _frame_table(path)
+    if table.width > MAX_SIDE or table.height > MAX_SIDE or table.width * table.height > MAX_PIXELS:
+        raise UserError(
+            f"{display_name(path)} has frames of {table.width}x{table.height} pixels; the limit is "
+            f"{MAX_SIDE} a side and {MAX_PIXELS} in all: scale it down first"
+        )
+    with opened(path) as content:
+        if content.read(4) == b"GIF8" and len(table.rows) == 1:
+            raise _image_error(path)
+        content.seek(0)
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    pts = tuple(table.pts)
+    duration = (pts[-1] - pts[0]) * table.time_base
+    return Source(
+        path=path,
+        sha256=sha256,
+        width=table.width,
+        height=table.height,
+        time_base=table.time_base,
+        pts=pts,
+        frame_rate=(len(pts) - 1) / duration if duration else Fraction(1),
+        seekable=seekable,
+    )
+
+
+def _local_path(file: str | Path) -> Path:
+    text = os.fspath(file)
+    if isinstance(file, str) and (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text)):
+        if scheme[0].lower() != "file://":
+            raise UserError(
+                f"{scheme[0]} addresses are not supported yet: download the video and give its path"
+            )
+        text = unquote(urlsplit(text).path)
+    if not text or "\0" in text:
+        raise UserError("file is empty or holds a NUL character: give the path of a video")
+    return Path(text).absolute()
+
+
+def _refuse_other_files(path: Path) -> None:
+    name = display_name(path)
+    if path.is_dir():
+        raise UserError(f"{name} is a folder: give the path of one video file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{name} is not a regular file: give the path of a video file")
+    with opened(path) as content:
+        head = content.read(64)
+    if not head:
+        raise UserError(f"{name} is empty: was it copied completely?")
+    if any(re.match(start, head, re.DOTALL) for start in _IMAGE_STARTS):
+        raise _image_error(path)
+
+
+def _image_error(path: Path) -> UserError:
+    return UserError(f"{display_name(path)} is an image; only video can be segmented so far")
+
+
+def _frame_table(path: Path) -> tuple[_Table, bool]:
+    """The frames that can be decoded, and whether a seek finds them under the same pts."""
+    packets = _packets(path)
+    head = _frames(path, count=_HEAD_FRAMES)
+    if not head.rows:
+        raise _no_frame_error(path, head.reason or packets.reason)
+    packets.width, packets.height = head.width, head.height
+    pts = packets.pts
+    if (
+        packets.codec in _FRAME_PER_PACKET
+        and packets.time_base == head.time_base
+        and pts[:_HEAD_FRAMES] == head.pts
+        and len(set(pts)) == len(pts)
+    ):
+        end = _end(path, packets)
+        if end and pts[-len(end) :] == [time for time, _ in end]:
+            return packets, True
+    frames = _frames(path)
+    _keep_increasing(path, frames)
+    end = _end(path, frames)
+    return frames, bool(end) and frames.rows[-len(end) :] == end
+
+
+def _packets(path: Path) -> _Table:
+    """The packets that are meant to be shown, in presentation order; sizes are not known yet."""
+    output = ffmpeg.output(
+        video_input(), "pipe:", f="framecrc", codec="copy", copyinkf=None, flush_packets=1
+    )
+    with (
+        reported(path),
+        opened(path) as file,
+        Child(command(output), stdin=file, limit=PROBE_SECONDS) as child,
+    ):
+        table = _table(path, child.lines(child.stdout))
+        child.finish()
+        table.reason = child.reason()
+    table.rows.sort()
+    return table
+
+
+def _frames(path: Path, *, seek: float | None = None, count: int | None = None) -> _Table:
+    """The first `count` frames that the decoder gives, in its order and under its times."""
+    options = {} if count is None else {"frames:v": count}
+    limit = None if count is None else PROBE_SECONDS
+    with (
+        reported(path),
+        decoder(path, seek=seek, limit=limit, f="framecrc", flush_packets=1, **options) as (
+            child,
+            times,
+        ),
+    ):
+        table = _table(path, child.lines(child.stdout), times)
+        child.finish()
+        table.reason = child.reason()
+    return table
+
+
+def _end(path: Path, table: _Table) -> list[tuple[int, str]]:
+    """The frames that a seek to the last one of the table arrives at; empty when it fails."""
+    for back in SEEK_BACK:
+        seek = float(table.rows[-1][0] * table.time_base) - back
+        if rows := _frames(path, seek=seek).rows:
+            return rows
+    return []
+
+
+def _keep_increasing(path: Path, table: _Table) -> None:
+    """Leave out frames that are never shown, since the next one has the same time."""
+    rows = table.rows
+    for index, ((before, _), (pts, _)) in enumerate(pairwise(rows), start=1):
+        if pts < before:
+            raise UserError(
+                f"the presentation times of {display_name(path)} run backwards at frame {index} "
+                "(were files joined?): re-encode it first (ffmpeg -i IN OUT.mp4)"
+            )
+    table.rows = [row for index, row in enumerate(rows) if not index or row[0] > rows[index - 1][0]]
+
+
+def _table(path: Path, lines: Iterator[str], times: Iterator[int] | None = None) -> _Table:
+    """Parse framecrc output; `times` are the true pts of decoded frames, which a muxer may bend."""
+    table = _Table([])
+    for line in lines:
+        if line.startswith("#"):
+            name, _, value = line[1:].partition(" 0: ")
+            if name == "tb":
+                table.time_base = Fraction(value)
+            elif name == "codec_id":
+                table.codec = value
+            elif name == "dimensions":
+                table.width, table.height = map(int, value.split("x"))
+            continue
+        _, _, pts, _, _, checksum, *more = (field.strip() for field in line.split(","))
+        flags = next((int(field[2:], 16) for field in more if field.startswith("F=")), 0)
+        shown = int(pts) if times is None else next(times, None)
+        if shown is None or flags & _DISCARDED:
+            continue
+        table.rows.append((shown, checksum))
+        if len(table.rows) > MAX_FRAMES:
+            raise UserError(f"{display_name(path)} has over {MAX_FRAMES} frames: cut it into parts")
+    return table
+
+
+def _no_frame_error(path: Path, reason: str) -> UserError:
+    name = display_name(path)
+    if "matches no streams" in reason:
+        return UserError(f"{name} holds no video, only sound or other data: give a video file")
+    if any(sign in reason for sign in _NO_FORMAT):
+        return UserError(f"{name} is not a video in a format that masklet reads, such as mp4")
+    because = f" (ffmpeg: {reason})" if reason else ""
+    return UserError(f"no frame of {name} can be decoded{because}: is the file complete?")

@@ -1,0 +1,207 @@
+"""What a job means for one source: which frames, which objects, which prompts, all checked."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masklet.errors import UserError
+from masklet.job import ObjectId, Prompt, SegmentJob
+from masklet.mask_prompts import MaskPrompts
+from masklet.media import Source
+
+Direction: TypeAlias = Literal["forward", "backward", "both"]
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """One prompt of points and/or a box, in pixels of the displayed frame.
+
+    points: (n, 2) float32; labels: (n,) int32, 1 or 0; box: (4,) float32 or None.
+    """
+
+    points: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    box: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class FramePrompts:
+    """Everything said about one object on one frame: a mask first, then clicks that refine it.
+
+    mask: (height, width) bool or None.
+    """
+
+    mask: NDArray[np.bool_] | None
+    clicks: tuple[Clicks, ...]
+
+
+@dataclass(frozen=True)
+class ObjectPlan:
+    """One object and its prompts by frame_index."""
+
+    object_id: ObjectId
+    prompts: Mapping[int, FramePrompts]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked job over a known source.
+
+    timeline: the frame_index of every frame the tracker may see, ascending. The tracker counts in
+    positions of this list, as SAM 2 counts frames.
+    """
+
+    source: Source
+    timeline: tuple[int, ...]
+    objects: tuple[ObjectPlan, ...]
+    direction: Direction
+
+    @cached_property
+    def start(self) -> int:
+        """Position where tracking starts: the earliest prompt, or the latest going backward."""
+        prompted = [index for plan in self.objects for index in plan.prompts]
+        first = max(prompted) if self.direction == "backward" else min(prompted)
+        return self.position[first]
+
+    @cached_property
+    def position(self) -> Mapping[int, int]:
+        """Where each frame_index stands in the timeline."""
+        return {frame_index: position for position, frame_index in enumerate(self.timeline)}
+
+    @property
+    def frame_indices(self) -> tuple[int, ...]:
+        """The frames that get masks, ascending."""
+        if self.direction == "forward":
+            return self.timeline[self.start :]
+        if self.direction == "backward":
+            return self.timeline[: self.start + 1]
+        return self.timeline
+
+    @property
+    def object_ids(self) -> tuple[ObjectId, ...]:
+        return tuple(plan.object_id for plan in self.objects)
+
+
+def plan_job(job: SegmentJob, source: Source) -> Plan:
+    """Check the job against its source, before any model time is spent.
+
+    Raises UserError naming the prompt that is wrong: a frame outside the source or the range, a
+    point or box outside the frame, a mask of another size, ids that collide.
+    """
+    _check_supported(job)
+    first, last = _frame_range(job, source)
+    masks = MaskPrompts(job.mask_prompts, source.width, source.height) if job.mask_prompts else None
+    if not job.prompts and masks is None:
+        raise UserError("the job has no prompts; give prompts, mask_prompts or both")
+    for number, prompt in enumerate(job.prompts):
+        name = f"prompts[{number}] (frame {prompt.frame_index}, object {prompt.object_id!r})"
+        _check_frame(prompt.frame_index, first, last, source, name)
+        _check_inside(prompt, source, name)
+    for key in masks or ():
+        _check_frame(key[0], first, last, source, masks.name(*key) if masks else "")
+    objects = _collect(job.prompts, masks)
+    timeline = set(range(first, last + 1, job.frame_interval))
+    timeline.update(index for plan in objects for index in plan.prompts)
+    return Plan(source, tuple(sorted(timeline)), objects, job.direction)
+
+
+def _check_supported(job: SegmentJob) -> None:
+    for field in ("preview", "multimask_output"):
+        if getattr(job, field):
+            raise UserError(f"{field} is not supported yet; leave it out")
+
+
+def _frame_range(job: SegmentJob, source: Source) -> tuple[int, int]:
+    first = max(job.start_frame, 0)
+    last = source.num_frames - 1 if job.end_frame == -1 else job.end_frame
+    for field, index in (("start_frame", first), ("end_frame", last)):
+        if index >= source.num_frames:
+            raise UserError(
+                f"{field} is {index}, but {source.path.name} has the frames 0 to "
+                f"{source.num_frames - 1}"
+            )
+    if first > last:
+        raise UserError(f"start_frame {first} is after end_frame {last}")
+    return first, last
+
+
+def _check_frame(frame_index: int, first: int, last: int, source: Source, name: str) -> None:
+    if frame_index >= source.num_frames:
+        raise UserError(
+            f"{name}: there is no frame {frame_index}; {source.path.name} has the frames 0 to "
+            f"{source.num_frames - 1}"
+        )
+    if not first <= frame_index <= last:
+        raise UserError(f"{name}: the frame is outside the processed range {first} to {last}")
+
+
+def _check_inside(prompt: Prompt, source: Source, name: str) -> None:
+    frame = f"the frame of {source.width}x{source.height} pixels"
+    for x, y in prompt.points or ():
+        if not (0 <= x < source.width and 0 <= y < source.height):
+            raise UserError(f"{name}: the point ({x:g}, {y:g}) is outside {frame}")
+    if prompt.box is not None:
+        x_min, y_min, x_max, y_max = prompt.box
+        if x_min < 0 or y_min < 0 or x_max > source.width or y_max > source.height:
+            raise UserError(
+                f"{name}: the box {list(prompt.box)} is not inside {frame}; "
+                "a box is [x_min, y_min, x_max, y_max]"
+            )
+
+
+def _collect(prompts: Sequence[Prompt], masks: MaskPrompts | None) -> tuple[ObjectPlan, ...]:
+    """Group prompts by object, objects in the order in which they are first named."""
+    mask_keys = dict.fromkeys(masks.keys if masks else ())
+    order = dict.fromkeys(
+        [p.object_id for p in prompts] + [object_id for _, object_id in mask_keys]
+    )
+    _check_distinct(order)
+    clicks: dict[ObjectId, dict[int, list[Clicks]]] = {object_id: {} for object_id in order}
+    for number, prompt in enumerate(prompts):
+        on_frame = clicks[prompt.object_id].setdefault(prompt.frame_index, [])
+        if prompt.box is not None and on_frame:
+            raise UserError(
+                f"prompts[{number}] (frame {prompt.frame_index}, object {prompt.object_id!r}): a "
+                "box must come before the clicks of the same object on the same frame"
+            )
+        on_frame.append(_clicks(prompt))
+    for frame_index, object_id in mask_keys:
+        clicks[object_id].setdefault(frame_index, [])
+    return tuple(
+        ObjectPlan(
+            object_id,
+            {
+                frame_index: FramePrompts(
+                    masks.read(frame_index, object_id)
+                    if masks and (frame_index, object_id) in mask_keys
+                    else None,
+                    tuple(on_frame),
+                )
+                for frame_index, on_frame in sorted(by_frame.items())
+            },
+        )
+        for object_id, by_frame in clicks.items()
+    )
+
+
+def _check_distinct(object_ids: Iterable[ObjectId]) -> None:
+    seen: dict[str, ObjectId] = {}
+    for object_id in object_ids:
+        if str(object_id) in seen:
+            raise UserError(
+                f"the object ids {seen[str(object_id)]!r} and {object_id!r} differ only in type; "
+                "use one of them (digits alone in the names of mask prompts are an int)"
+            )
+        seen[str(object_id)] = object_id
+
+
+def _clicks(prompt: Prompt) -> Clicks:
+    return Clicks(
+        np.asarray(prompt.points or [], np.float32).reshape(-1, 2),
+        np.asarray(prompt.labels or [], np.int32),
+        None if prompt.box is None else np.asarray(prompt.box, np.float32),
+    )
