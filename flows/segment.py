@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from prefect import flow
@@ -11,7 +11,7 @@ from masklet.cli.progress import progress_bars
 from masklet.job import SegmentJob
 from masklet.pipeline import Outputs, as_returned, run_job
 from masklet.run import Progress
-from tasks.progress import ProgressArtifacts
+from tasks.progress import ProgressArtifacts, log_tenths
 from tasks.segment import STEPS
 
 
@@ -38,15 +38,12 @@ def _run(job: SegmentJob, out: Path) -> Outputs:
 
 @contextmanager
 def _reporting() -> Iterator[Progress]:
-    """Artifacts for the UI, and bars for a person at a terminal."""
+    """Artifacts for the UI; bars for a person at a terminal, and lines in the log elsewhere."""
     artifacts = ProgressArtifacts()
-    if not sys.stderr.isatty():
-        yield artifacts
-        return
-    with progress_bars() as bars:
+    with progress_bars() if sys.stderr.isatty() else nullcontext(log_tenths) as show:
 
-        def both(stage: str, done: int, total: int) -> None:
-            bars(stage, done, total)
+        def report(stage: str, done: int, total: int) -> None:
+            show(stage, done, total)
             artifacts(stage, done, total)
 
-        yield both
+        yield report

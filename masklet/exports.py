@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -106,6 +105,8 @@ def binary_mask(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def confidence(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
     """round(255 * sigmoid(logit)) as uint8."""
+    import torch  # takes seconds, which a refused job need not wait for
+
     return np.asarray(torch.sigmoid(torch.from_numpy(logits)).mul(255).round().byte().numpy())
 
 

@@ -6,9 +6,11 @@ Python signature are all read off this model.
 
 import json
 import re
+import reprlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 import yaml
 from pydantic import (
@@ -28,9 +30,18 @@ from masklet.errors import UserError
 
 OBJECT_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 MAX_PROMPT_FILE_BYTES = 64 * 2**20
+MAX_YAML_BYTES = 2 * 2**20  # PyYAML is slow: seconds for each MiB
+MAX_YAML_DEPTH = 50
+MAX_FRAME_INDEX = 10**9 - 1
 
 ObjectId: TypeAlias = int | str
-Coordinate = Annotated[float, Field(allow_inf_nan=False)]
+# strict: true and "5" are not numbers, although Python and pydantic would take them for some
+Coordinate = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+if TYPE_CHECKING:
+    _YamlLoader = yaml.SafeLoader
+else:
+    _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Prompt(BaseModel):
@@ -41,7 +52,9 @@ class Prompt(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    frame_index: StrictInt = Field(ge=0, description="Frame of the source, counted from 0.")
+    frame_index: StrictInt = Field(
+        ge=0, le=MAX_FRAME_INDEX, description="Frame of the source, counted from 0."
+    )
     object_id: StrictInt | StrictStr = Field(description="Number or short name of the object.")
     points: list[tuple[Coordinate, Coordinate]] | None = Field(
         None, min_length=1, description="Clicks as [[x, y], …]."
@@ -101,12 +114,23 @@ class SegmentJob(BaseModel):
         None,
         description="Zip of masks {frame_index}_{object_id}.png or .npy, of the video's size.",
     )
-    start_frame: int = Field(-1, ge=-1, description="First frame to process; -1 is the first one.")
-    end_frame: int = Field(
-        -1, ge=-1, description="Last frame to process, inclusive; -1 is the last one."
+    start_frame: StrictInt = Field(
+        -1,
+        ge=-1,
+        le=MAX_FRAME_INDEX,
+        description="First frame to process; -1 is the first one.",
     )
-    frame_interval: int = Field(
-        1, ge=1, description="Process every n-th frame from start_frame on, and prompted frames."
+    end_frame: StrictInt = Field(
+        -1,
+        ge=-1,
+        le=MAX_FRAME_INDEX,
+        description="Last frame to process, inclusive; -1 is the last one.",
+    )
+    frame_interval: StrictInt = Field(
+        1,
+        ge=1,
+        le=MAX_FRAME_INDEX,
+        description="Process every n-th frame from start_frame on, and prompted frames.",
     )
     direction: Literal["forward", "backward", "both"] = Field(
         "forward",
@@ -143,10 +167,15 @@ class SegmentJob(BaseModel):
 
 def check_object_id(object_id: ObjectId) -> ObjectId:
     """Return `object_id` if it is safe as a part of a file name; raises PydanticCustomError."""
-    if not re.fullmatch(OBJECT_ID_PATTERN, str(object_id)):
+    # an int is compared, since Python refuses to write out a very large one
+    if isinstance(object_id, int):
+        safe = 0 <= object_id < 10**64
+    else:
+        safe = re.fullmatch(OBJECT_ID_PATTERN, object_id) is not None
+    if not safe:
         raise _invalid(
-            f"has the object_id {str(object_id)[:80]!r}; an id is 1 to 64 letters, digits, '_', "
-            "'.' or '-', and starts with a letter or a digit"
+            "is not safe as a part of a file name; an id is 1 to 64 letters, digits, '_', '.' or "
+            "'-', and starts with a letter or a digit"
         )
     return object_id
 
@@ -184,15 +213,69 @@ def load_prompt_list(path: Path) -> Any:
 
 
 def _load_document(path: Path) -> Any:
+    is_json = path.suffix.lower() == ".json"
+    kind, limit = ("JSON", MAX_PROMPT_FILE_BYTES) if is_json else ("YAML", MAX_YAML_BYTES)
     try:
-        if path.stat().st_size > MAX_PROMPT_FILE_BYTES:
-            raise UserError(f"{path}: is larger than {MAX_PROMPT_FILE_BYTES >> 20} MiB")
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        # a bounded read, as a device or a pipe has no size that could be asked for
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: is not valid JSON or YAML: {_first_words(error)}") from None
+    except ValueError:
+        raise UserError(
+            f"{str(path)!r} is not a path: it holds a NUL or a broken character"
+        ) from None
+    if len(content) > limit:
+        hint = "" if is_json else "; larger ones are read as JSON, from a file named .json"
+        raise UserError(f"{path}: is larger than {limit >> 20} MiB, the limit of {kind}{hint}")
+    try:
+        text = content.decode("utf-8-sig")
+        return _parse_json(text) if is_json else _parse_yaml(text)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}: is not valid YAML{line}: {error.problem}") from None
+    except Exception as error:
+        # besides their own errors, PyYAML's constructors raise whatever they meet
+        raise UserError(f"{path}: is not valid {kind}: {_explain_parser(error)}") from None
+
+
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_distinct)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {_shorten(key)} is there twice")
+    return fields
+
+
+def _parse_yaml(text: str) -> Any:
+    depth = 0
+    for event in yaml.parse(text, Loader=_YamlLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        # a few lines of aliases of aliases stand for billions of values
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"aliases (*name) are not supported; write out line {line}")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_YAML_DEPTH:
+            raise ValueError(f"line {line} is nested too deeply")
+    return yaml.load(text, Loader=_DistinctKeysLoader)
+
+
+class _DistinctKeysLoader(_YamlLoader):
+    """A safe loader that refuses a key given twice, of which PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                line = key.start_mark.line + 1
+                raise ValueError(f"the key {_shorten(key.value)} in line {line} is there twice")
+            keys.update([key.value] if isinstance(key, yaml.ScalarNode) else [])
+        return super().construct_mapping(node, deep)
 
 
 def _relative_to(value: str | Path, info: ValidationInfo) -> Path:
@@ -217,31 +300,50 @@ def _explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
             message = f"is not a field; a prompt has {', '.join(Prompt.model_fields)}"
     elif first["type"] == "missing":
         message = "is missing"
+    elif first["type"] == "model_type":
+        message = f"should be a mapping of {', '.join(Prompt.model_fields)}, not {_shorten(value)}"
+    elif first["type"] == "path_type":
+        message = f"should be a path, not {_shorten(value)}"
     elif place[-1] in ("int", "str"):
         message = f"should be a whole number or a short name, not {_shorten(value)}"
     elif first["type"] != "masklet":
-        message = f"{message[:1].lower()}{message[1:]}, not {_shorten(value)}"
-    more = f" (and {len(places) - 1} more problems)" if len(places) > 1 else ""
+        message = message.removeprefix("Input ").removesuffix(", unable to interpret input")
+        message = f"{message[:1].lower()}{message[1:]}"
+        if ", not " not in message:
+            message = f"{message}, not {_shorten(value)}"
+    more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
     return f"{_name_place(place, fields)} {message}{more}"
 
 
 def _name_place(place: list[int | str], fields: Mapping[str, Any]) -> str:
     if len(place) < 2 or place[0] != "prompts" or not isinstance(place[1], int):
-        return ".".join(str(part) for part in place)
+        return ".".join(str(part)[:60] for part in place)
     prompts = fields.get("prompts")
     prompt = prompts[place[1]] if isinstance(prompts, list) else None
     name = f"prompts[{place[1]}]"
     if isinstance(prompt, dict):
         name += f" (frame {_shorten(prompt.get('frame_index', '?'))}, "
         name += f"object {_shorten(prompt.get('object_id', '?'))})"
-    field = [str(part) for part in place[2:] if part not in ("int", "str")]
+    field = [str(part)[:60] for part in place[2:] if part not in ("int", "str")]
     return f"{name} {'.'.join(field)}".rstrip()
 
 
 def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    try:
+        text = _REPR.repr(value)
+    except ValueError:
+        # Python refuses to write out an int of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def _first_words(error: Exception) -> str:
-    return _shorten(str(error).replace("\n", " "))[1:-1]
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+
+
+def _explain_parser(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8 text"
+    return str(error)[:200] or type(error).__name__

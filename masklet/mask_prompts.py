@@ -2,11 +2,12 @@
 
 import io
 import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,14 @@ from masklet.errors import UserError
 from masklet.job import OBJECT_ID_PATTERN, ObjectId
 
 MAX_MEMBERS = 100_000
+MAX_BYTES = 2**32  # of all masks in memory, one byte a pixel
 _MEMBER_NAME = re.compile(rf"(\d{{1,9}})_({OBJECT_ID_PATTERN})\.(png|npy)", re.ASCII)
 _ENCRYPTED = 0x1
 _NPY_HEADER_BYTES = 4096
 
 
 class MaskPrompts:
-    """The masks of one zip: `keys` now, pixels one at a time by `read`.
+    """The masks of one zip: `keys` now, pixels one at a time by `read` until it is closed.
 
     Args:
         path: a zip of `{frame_index}_{object_id}.png` or `.npy`, flat. An id of digits alone is
@@ -35,19 +37,23 @@ class MaskPrompts:
     def __init__(self, path: Path, width: int, height: int) -> None:
         self._path, self._shape = path, (height, width)
         self._members: dict[tuple[int, ObjectId], zipfile.ZipInfo] = {}
+        self._archive = _open_zip(path)
         try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.infolist()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        except (zipfile.BadZipFile, ValueError, NotImplementedError):
-            raise UserError(f"{path}: is not a zip of masks") from None
-        if len(members) > MAX_MEMBERS:
-            raise UserError(f"{path}: has {len(members)} entries; {MAX_MEMBERS} are allowed")
-        for member in members:
-            self._add(member)
-        if not self._members:
-            raise UserError(f"{path}: holds no mask named {{frame_index}}_{{object_id}}.png")
+            self._list(self._archive.infolist())
+        except UserError:
+            self._archive.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._archive.close()
 
     @property
     def keys(self) -> list[tuple[int, ObjectId]]:
@@ -64,13 +70,11 @@ class MaskPrompts:
         height, width = self._shape
         limit = 16 * height * width + (1 << 20)
         try:
-            with zipfile.ZipFile(self._path) as archive, archive.open(member) as file:
+            with self._archive.open(member) as file:
                 content = file.read(limit + 1)
-        except (OSError, zipfile.BadZipFile, EOFError, ValueError, RuntimeError) as error:
-            raise UserError(f"{name} cannot be read: {error}") from None
         except Exception as error:
-            # zlib, bz2 and lzma each raise an error of their own
-            raise UserError(f"{name} cannot be unpacked: {error}") from None
+            # zipfile raises what its fields lead to; zlib, bz2 and lzma each have their own error
+            raise UserError(f"{name} cannot be unpacked: {_explain(error)}") from None
         if len(content) > limit:
             raise UserError(f"{name} unpacks to more than a {width}x{height} mask can need")
         read = _read_npy if member.filename.endswith(".npy") else _read_png
@@ -78,6 +82,20 @@ class MaskPrompts:
 
     def __iter__(self) -> Iterator[tuple[int, ObjectId]]:
         return iter(self.keys)
+
+    def _list(self, members: list[zipfile.ZipInfo]) -> None:
+        if len(members) > MAX_MEMBERS:
+            raise UserError(f"{self._path}: has {len(members)} entries; {MAX_MEMBERS} are allowed")
+        for member in members:
+            self._add(member)
+        if not members:
+            raise UserError(f"{self._path}: holds no mask named {{frame_index}}_{{object_id}}.png")
+        height, width = self._shape
+        if len(members) * height * width > MAX_BYTES:
+            raise UserError(
+                f"{self._path}: has {len(members)} masks of {width}x{height} pixels, more than fit "
+                f"in {MAX_BYTES >> 30} GiB; prompt fewer frames"
+            )
 
     def _add(self, member: zipfile.ZipInfo) -> None:
         match = _MEMBER_NAME.fullmatch(member.filename)
@@ -98,6 +116,20 @@ class MaskPrompts:
         self._members[key] = member
 
 
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception:
+        # besides BadZipFile, zipfile raises whatever the fields of a damaged directory lead to
+        raise UserError(f"{path}: is not a zip of masks") from None
+
+
+def _explain(error: Exception) -> str:
+    return str(error)[:200] or type(error).__name__
+
+
 def _read_png(content: bytes, shape: tuple[int, int], name: str) -> NDArray[np.bool_]:
     try:
         with warnings.catch_warnings():
@@ -111,7 +143,7 @@ def _read_png(content: bytes, shape: tuple[int, int], name: str) -> NDArray[np.b
         raise
     except Exception as error:
         # Pillow raises whatever its decoder met: OSError, SyntaxError, struct.error, …
-        raise UserError(f"{name} is not a readable PNG: {error}") from None
+        raise UserError(f"{name} is not a readable PNG: {_explain(error)}") from None
 
 
 def _read_npy(content: bytes, shape: tuple[int, int], name: str) -> NDArray[np.bool_]:
@@ -122,12 +154,17 @@ def _read_npy(content: bytes, shape: tuple[int, int], name: str) -> NDArray[np.b
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        found, fortran, dtype = read_header(stream, max_header_size=_NPY_HEADER_BYTES)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found, fortran, dtype = read_header(stream, max_header_size=_NPY_HEADER_BYTES)
         if dtype.kind not in "buif" or dtype.itemsize > 16:
             raise UserError(f"{name} holds {dtype}, not booleans or numbers")
         _check_shape(found, shape, name)
         values = np.frombuffer(content, dtype, count=shape[0] * shape[1], offset=stream.tell())
-    except (ValueError, KeyError, struct.error, SyntaxError, TypeError, EOFError):
+    except UserError:
+        raise
+    except Exception:
+        # the header is a Python literal: numpy raises whatever its tokens and types lead to
         raise UserError(f"{name} is not a readable .npy array") from None
     return np.asarray(values.reshape(shape, order="F" if fortran else "C") != 0)
 
@@ -135,6 +172,6 @@ def _read_npy(content: bytes, shape: tuple[int, int], name: str) -> NDArray[np.b
 def _check_shape(found: tuple[int, ...], expected: tuple[int, int], name: str) -> None:
     if tuple(found) != expected:
         raise UserError(
-            f"{name} has the shape {tuple(found)}; a mask has that of the video, "
+            f"{name} has the shape {str(tuple(found))[:60]}; a mask has that of the video, "
             f"(height, width) = {expected}"
         )

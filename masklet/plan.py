@@ -1,6 +1,7 @@
 """What a job means for one source: which frames, which objects, which prompts, all checked."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -94,16 +95,17 @@ def plan_job(job: SegmentJob, source: Source) -> Plan:
     """
     _check_supported(job)
     first, last = _frame_range(job, source)
-    masks = MaskPrompts(job.mask_prompts, source.width, source.height) if job.mask_prompts else None
-    if not job.prompts and masks is None:
+    if not job.prompts and job.mask_prompts is None:
         raise UserError("the job has no prompts; give prompts, mask_prompts or both")
     for number, prompt in enumerate(job.prompts):
         name = f"prompts[{number}] (frame {prompt.frame_index}, object {prompt.object_id!r})"
         _check_frame(prompt.frame_index, first, last, source, name)
         _check_inside(prompt, source, name)
-    for key in masks or ():
-        _check_frame(key[0], first, last, source, masks.name(*key) if masks else "")
-    objects = _collect(job.prompts, masks)
+    path, size = job.mask_prompts, (source.width, source.height)
+    with MaskPrompts(path, *size) if path is not None else nullcontext() as masks:
+        for key in masks.keys if masks else ():
+            _check_frame(key[0], first, last, source, masks.name(*key) if masks else "")
+        objects = _collect(job.prompts, masks)
     timeline = set(range(first, last + 1, job.frame_interval))
     timeline.update(index for plan in objects for index in plan.prompts)
     return Plan(source, tuple(sorted(timeline)), objects, job.direction)

@@ -26,26 +26,48 @@ def propagate(
     masklets: Path,
     advance: Callable[[int], None],
 ) -> None:
-    """Segment `object_ids`, some or all of the plan's objects, on all of the plan's frames.
+    """Segment `object_ids`, some or all of the plan's objects, and write their masklets.
 
     Args:
         masklets: folder that gets one folder of parts an object.
-        advance: called with 1 after every frame.
+        advance: called with 1 after every step of `segment_frames`.
     """
-    objects = [plan_ for plan_ in plan.objects if plan_.object_id in object_ids]
-    prompted, banks = _condition(plan, objects, model)
     writers = {
         object_id: MaskletWriter(object_folder(masklets, object_id), object_id)
-        for object_id in banks
+        for object_id in object_ids
     }
+    with closing(segment_frames(plan, object_ids, model)) as frames:
+        for frame_index, predictions in frames:
+            for object_id, prediction in predictions.items():
+                writers[object_id].add(_row(frame_index, prediction))
+            advance(1)
+    for writer in writers.values():
+        writer.flush()
+
+
+def segment_frames(
+    plan: Plan, object_ids: Sequence[ObjectId], model: SAM2Base
+) -> Generator[tuple[int, dict[ObjectId, Prediction]], None, None]:
+    """Yield (frame_index, predictions by object) in the order of tracking, frame after frame.
+
+    Every object is predicted once on each of the plan's frames. The frame where the direction
+    turns comes in two steps, with other objects.
+    """
+    objects = [one for one in plan.objects if one.object_id in object_ids]
+    prompted, banks = _condition(plan, objects, model)
     for sweep, positions in sweeps(plan, model):
         for position, predictions in _sweep(plan, model, sweep, positions, prompted, banks):
-            for object_id, prediction in predictions.items():
-                if _is_final(plan, sweep, position, (position, object_id) in prompted):
-                    writers[object_id].add(_row(plan.timeline[position], prediction))
-            advance(1)
-        for writer in writers.values():
-            writer.flush()
+            final = {
+                object_id: prediction
+                for object_id, prediction in predictions.items()
+                if _is_final(plan, sweep, position, (position, object_id) in prompted)
+            }
+            yield plan.timeline[position], final
+
+
+def count_steps(plan: Plan, model: SAM2Base) -> int:
+    """How many steps `segment_frames` takes."""
+    return sum(len(positions) for _, positions in sweeps(plan, model))
 
 
 def sweeps(plan: Plan, model: SAM2Base) -> list[tuple[Sweep, range]]:
@@ -60,11 +82,6 @@ def sweeps(plan: Plan, model: SAM2Base) -> list[tuple[Sweep, range]]:
         return [(Sweep(frames), onward)]
     retain = range(start + 1, start + int(model.max_obj_ptrs_in_encoder))
     return [(Sweep(frames, retain=retain), onward), (Sweep(frames, reverse=True), back)]
-
-
-def count_steps(plan: Plan, model: SAM2Base) -> int:
-    """How often `propagate` will call `advance`."""
-    return sum(len(positions) for _, positions in sweeps(plan, model))
 
 
 def _condition(

@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from masklet.atomic import replacing
@@ -66,6 +64,9 @@ def _all_around(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def upsample(logits: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
     """Bilinear logits at source size, (height, width) float32, as SAM2VideoPredictor's."""
+    import torch  # takes seconds, which a refused job need not wait for
+    import torch.nn.functional as F
+
     low = torch.tensor(logits)[None, None]
     full = F.interpolate(low, size=(height, width), mode="bilinear", align_corners=False)
     return np.asarray(full[0, 0].numpy())
@@ -79,8 +80,7 @@ def object_folder(masklets: Path, object_id: ObjectId) -> Path:
 class MaskletWriter:
     """Writes one object's rows into a folder, in parts, as they come.
 
-    Rows come in ascending or descending order of frame_index, and in at most two runs of them:
-    forward from some frame, then backward from it.
+    Rows come in ascending or in descending order of frame_index; the order may turn.
     """
 
     def __init__(self, folder: Path, object_id: ObjectId) -> None:
@@ -89,19 +89,30 @@ class MaskletWriter:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, row: MaskletRow) -> None:
+        if self._turns_with(row):
+            self.flush()
         saturated = MaskletRow(row.frame_index, row.object_score, saturate(row.logits))
         self._rows.append(saturated)
         if len(self._rows) * row.logits.nbytes >= _PART_BYTES or len(self._rows) >= _PART_ROWS:
             self.flush()
 
     def flush(self) -> None:
-        """Publish what has been added as a part of its own; call it when the direction turns."""
+        """Publish what has been added as a part of its own."""
         if not self._rows:
             return
         rows = sorted(self._rows, key=lambda row: row.frame_index)
         with replacing(self._folder / f"frames-{rows[0].frame_index:08d}.parquet") as temporary:
             _write_part(temporary, rows, self._object_id)
         self._rows = []
+
+    def _turns_with(self, row: MaskletRow) -> bool:
+        """Whether `row` does not go on in the direction of the rows before: parts never overlap."""
+        if not self._rows:
+            return False
+        first, last = self._rows[0].frame_index, self._rows[-1].frame_index
+        return min(first, last) <= row.frame_index <= max(first, last) or (
+            first != last and (last > first) != (row.frame_index > last)
+        )
 
 
 def _write_part(path: Path, rows: Sequence[MaskletRow], object_id: ObjectId) -> None:

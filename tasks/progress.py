@@ -1,4 +1,4 @@
-"""Progress of a stage as a Prefect artifact and as lines of the run's log."""
+"""Progress of a stage in Prefect: an artifact that moves, and ten lines in the run's log."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ _SECONDS_BETWEEN_UPDATES = 2.0
 
 
 class ProgressArtifacts:
-    """Report like `masklet.run.Progress`; call it from within the task whose stage moves on."""
+    """Reports like `masklet.run.Progress`; called from within the task whose stage moves on."""
 
     def __init__(self) -> None:
         self._artifacts: dict[str, UUID] = {}
@@ -19,23 +19,26 @@ class ProgressArtifacts:
         self._lock = threading.Lock()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if not self._is_due(stage, done == total):
+        if not self._is_due(stage, is_last=done == total):
             return
-        percent = 100 * done / max(total, 1)
-        words = f"{stage}: {done} of {total} frames"
-        get_run_logger().info(words)
+        percent, words = 100 * done / total, f"{stage}: {done} of {total} frames"
         if stage in self._artifacts:
             update_progress_artifact(self._artifacts[stage], percent, words)
-        else:
-            key = stage.replace("_", "-")
-            artifact = create_progress_artifact(percent, key, words)
-            if isinstance(artifact, UUID):  # a coroutine only where an event loop runs
-                self._artifacts[stage] = artifact
+            return
+        artifact = create_progress_artifact(percent, stage.replace("_", "-"), words)
+        if isinstance(artifact, UUID):  # a coroutine only where an event loop runs
+            self._artifacts[stage] = artifact
 
-    def _is_due(self, stage: str, is_last: bool) -> bool:
+    def _is_due(self, stage: str, *, is_last: bool) -> bool:
         now = time.monotonic()
         with self._lock:
-            due = now - self._last_update.get(stage, 0.0) >= _SECONDS_BETWEEN_UPDATES
-            if due or is_last:
+            due = is_last or now - self._last_update.get(stage, 0.0) >= _SECONDS_BETWEEN_UPDATES
+            if due:
                 self._last_update[stage] = now
-            return due or is_last
+            return due
+
+
+def log_tenths(stage: str, done: int, total: int) -> None:
+    """Log each tenth of a stage; reports like `masklet.run.Progress`."""
+    if 10 * done // total > 10 * (done - 1) // total:
+        get_run_logger().info("%s: %d of %d frames", stage, done, total)

@@ -1,19 +1,39 @@
 """The command line: `masklet segment`, `masklet price`, `masklet models`."""
 
+import os
 import sys
 
-from rich.console import Console
+import typer
 
 from masklet.cli.app import app
 from masklet.errors import UserError
 
 
 def main() -> None:
-    """Entry point of the `masklet` command; a UserError is one line on stderr and exit code 2."""
+    """Entry point of the `masklet` command; a refusal is one line on stderr and exit code 2."""
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"masklet: {error}", style="red", markup=False)
-        sys.exit(2)
+        _refuse(str(error))
+    except typer.TyperException as error:
+        # an option that is unknown, missing or no number
+        context = getattr(error, "ctx", None)
+        hint = f"; see {context.command_path} --help" if context else ""
+        _refuse(error.format_message().rstrip(".") + hint)
+    except BrokenPipeError:
+        # the reader of a pipe has gone; without this, Python complains again at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        # a full disk, a folder without permission, a name that is too long
+        place = f"{error.filename}: " if error.filename is not None else ""
+        _refuse(f"{place}{error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _refuse(message: str) -> None:
+    # names of files and fields may hold control characters, which would steer a terminal
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in message)
+    typer.secho(f"masklet: {line}", fg="red", err=True)
+    sys.exit(2)

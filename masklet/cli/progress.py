@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 from rich.console import Console
 from rich.progress import (
@@ -29,11 +30,20 @@ def progress_bars() -> Iterator[ReportProgress]:
         TimeRemainingColumn(),
     )
     bars: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    lock = Lock()
+    progress = Progress(*columns, console=Console(stderr=True))
 
-        def report(stage: str, done: int, total: int) -> None:
+    def report(stage: str, done: int, total: int) -> None:
+        with lock:
+            if not bars:
+                progress.start()
             if stage not in bars:
                 bars[stage] = progress.add_task(stage, total=total)
-            progress.update(bars[stage], completed=done)
+        progress.update(bars[stage], completed=done)
 
+    try:
         yield report
+    finally:
+        # a job that is refused before any report has no bars, and no empty line for them
+        if bars:
+            progress.stop()

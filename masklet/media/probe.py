@@ -151,6 +151,10 @@ def _local_path(file: str | Path) -> Path:
 
 def _refuse_other_files(path: Path) -> None:
     name = display_name(path)
+    try:
+        path.lstat()
+    except OSError as error:  # also of a name that is too long for the file system
+        raise UserError(f"{name[:100]} cannot be read ({error.strerror}): check the path") from None
     if path.is_dir():
         raise UserError(f"{name} is a folder: give the path of one video file")
     if path.exists() and not path.is_file():

@@ -1,0 +1,79 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from masklet.manifest import FILE_NAME, SCHEMA, Manifest, Reason, Work, content_hash
+
+WORK = Work("masks", 1, "masks.zip", "masks.zip", {"size": [4, 3]}, {"object=1": "abc"})
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / WORK.path).write_bytes(b"12345")
+    Manifest(tmp_path, "first").record(WORK, reason=Reason.NEW, rows=7, seconds=1.5)
+    return tmp_path
+
+
+def test_what_is_recorded_is_not_done_again(root: Path) -> None:
+    assert Manifest(root, "second").reason_to_run(WORK) is None
+
+
+@pytest.mark.parametrize(
+    ("work", "reason"),
+    [
+        (replace(WORK, parameters={"size": [5, 3]}), Reason.PARAMETERS),
+        (replace(WORK, inputs={"object=1": "abd"}), Reason.INPUTS),
+        (replace(WORK, inputs={}), Reason.INPUTS),
+        (replace(WORK, code_version=2), Reason.CODE),
+        (replace(WORK, artifact="other.zip"), Reason.NEW),
+        (replace(WORK, stage="other"), Reason.NEW),
+    ],
+)
+def test_a_change_is_named(root: Path, work: Work, reason: Reason) -> None:
+    assert Manifest(root, "second").reason_to_run(work) == reason
+
+
+def test_a_lost_or_cut_output_is_noticed(root: Path) -> None:
+    (root / WORK.path).write_bytes(b"1234")
+    assert Manifest(root, "second").reason_to_run(WORK) == Reason.DAMAGED
+    (root / WORK.path).unlink()
+    assert Manifest(root, "second").reason_to_run(WORK) == Reason.MISSING
+
+
+def test_a_failure_is_tried_again(root: Path) -> None:
+    manifest = Manifest(root, "second")
+    manifest.record_failure(WORK, reason=Reason.NEW, seconds=0.1, error="disk full")
+    assert Manifest(root, "third").reason_to_run(WORK) == Reason.FAILED
+    assert Manifest(root, "third").row("masks", "masks.zip").error == "disk full"
+
+
+def test_the_order_of_parameters_does_not_matter() -> None:
+    one = replace(WORK, parameters={"a": 1, "b": 2})
+    assert one.key == replace(WORK, parameters={"b": 2, "a": 1}).key
+    assert one.key != WORK.key
+
+
+def test_the_file_is_plain_parquet_of_the_schema(root: Path) -> None:
+    table = pq.read_table(root / FILE_NAME)
+    assert table.schema.equals(SCHEMA)
+    [row] = table.to_pylist()
+    assert (row["bytes"], row["rows"], row["status"], row["run_id"]) == (5, 7, "done", "first")
+    assert row["sha256"] == content_hash(root / WORK.path)
+    assert pa.types.is_int64(table.schema.field("schema_version").type)
+
+
+def test_a_folder_is_hashed_by_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    before = content_hash(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert content_hash(tmp_path) != before
+    (tmp_path / "b").rename(tmp_path / "a")
+    assert content_hash(tmp_path) == before
+
+
+def test_forgotten_rows_are_gone(root: Path) -> None:
+    Manifest(root, "second").forget("masks", "masks.zip")
+    assert Manifest(root, "third").rows() == []
