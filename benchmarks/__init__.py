@@ -1,0 +1,1 @@
+"""Measurements, each a command; their newest figures stand in README.md."""

@@ -1,0 +1,1 @@
+"""The demo: a rendered clip whose truth is known, segmented and measured."""

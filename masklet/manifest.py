@@ -61,7 +61,19 @@ class Work:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the manifest; times are ISO 8601 in UTC, durations in seconds."""
+    """One row of the manifest: one artifact, and how it came about.
+
+    stage, artifact: what made it, and its name there; together they are unique.
+    key: `Work.key`; a row stands for its artifact while the key is the same.
+    path: relative to the run directory. bytes, sha256: of the file, or of the folder's files.
+    rows: frames of a masklet, pictures of a zip, boxes, frames of a video.
+    status: `done` or `failed`; error: one line, if it failed.
+    reason: why it was made the last time, a `Reason`.
+    seconds: how long that took, shared among artifacts made together.
+    finished: when, ISO 8601 in UTC. run_id: which run of the process did it.
+    code_version, parameters, inputs: what the key is made of; the last two are canonical JSON.
+    schema_version: `SCHEMA_VERSION` of this table.
+    """
 
     stage: str
     artifact: str

@@ -1,0 +1,1 @@
+"""Prefect tasks, one for each stage of a flow."""

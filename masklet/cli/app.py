@@ -20,7 +20,7 @@ app.add_typer(models.app, name="models")
 
 
 @app.command()
-@takes_job()
+@takes_job
 def segment(
     job: SegmentJob,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run directory for the outputs.")],
@@ -44,7 +44,7 @@ def segment(
 
 
 @app.command()
-@takes_job()
+@takes_job
 def price(job: SegmentJob) -> None:
     """Say what a job will cost, without running it.
 

@@ -15,58 +15,50 @@ Command = Callable[..., None]
 _CONFIG_HELP = "Job file (YAML or JSON) with any of these fields; options override it."
 
 
-def takes_job(*, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Command]:
+def takes_job(function: Callable[..., None]) -> Command:
     """Give a command an argument FILE, `--config`, and an option for every field of a job.
 
     The decorated function gets the checked `job` as its first argument; its other parameters
     become options of their own.
     """
 
-    def decorate(function: Callable[..., None]) -> Command:
-        fields = {
-            name: field
-            for name, field in SegmentJob.model_fields.items()
-            if name != "file" and name not in leave_out
-        }
+    fields = {name: field for name, field in SegmentJob.model_fields.items() if name != "file"}
 
-        def command(file: str | None, config: Path | None, **options: Any) -> None:
-            given = {name: options.pop(name) for name in fields}
-            function(_job_of(file, config, given), **options)
+    def command(file: str | None, config: Path | None, **options: Any) -> None:
+        given = {name: options.pop(name) for name in fields}
+        function(_job_of(file, config, given), **options)
 
-        own = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in list(inspect.signature(function).parameters.values())[1:]
-        ]
-        parameters = [
-            _parameter("file", str | None, typer.Argument(help="Video to segment.")),
-            *own,
-            _parameter("config", Path | None, typer.Option(help=_CONFIG_HELP)),
-            *(_option(name, field) for name, field in fields.items()),
-        ]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # a function takes it
-        command.__doc__, command.__name__ = function.__doc__, function.__name__
-        return command
-
-    return decorate
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in list(inspect.signature(function).parameters.values())[1:]
+    ]
+    parameters = [
+        _parameter("file", str | None, typer.Argument(help="Video to segment.")),
+        *own,
+        _parameter("config", Path | None, typer.Option(help=_CONFIG_HELP)),
+        *(_option(name, field) for name, field in fields.items()),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # a function takes it
+    command.__doc__, command.__name__ = function.__doc__, function.__name__
+    return command
 
 
 def _job_of(file: str | None, config: Path | None, given: dict[str, Any]) -> SegmentJob:
-    fields = {name: value for name, value in given.items() if value is not None}
-    fields |= {"file": file} if file is not None else {}
-    if config is None:
-        if file is None:
-            raise UserError("name a video, or a job file with --config; see masklet segment --help")
-        return make_job(fields)
-    from_file = load_job_fields(config)
-    # paths in a job file are relative to it, those on the command line to the working directory
     fields = {
-        name: Path.cwd() / value if name in _PATH_FIELDS and "://" not in str(value) else value
-        for name, value in fields.items()
+        name: _absolute(value) if name in _PATH_FIELDS else value
+        for name, value in {"file": file, **given}.items()
+        if value is not None
     }
-    fields = {
-        name: str(value) if isinstance(value, Path) else value for name, value in fields.items()
-    }
-    return make_job(from_file | fields, base=config.absolute().parent)
+    if config is not None:
+        return make_job(load_job_fields(config) | fields, base=config.absolute().parent)
+    if file is None:
+        raise UserError("name a video, or a job file with --config; see masklet segment --help")
+    return make_job(fields)
+
+
+def _absolute(path: str | Path) -> str:
+    """A path on the command line, where a job file's own are relative to that file."""
+    return str(path) if "://" in str(path) else str(Path.cwd() / path)
 
 
 _PATH_FIELDS = frozenset({"file", "prompts", "mask_prompts", "checkpoint"})
