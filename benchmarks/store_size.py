@@ -14,7 +14,7 @@ from rich.table import Table
 
 def main(run_directory: Path) -> None:
     table = Table("object", "frames", "bytes per frame", "raw float16", "ratio", box=None)
-    total, total_raw = 0, 0
+    all_frames, total, total_raw = 0, 0, 0
     for folder in sorted((run_directory / "masklets").iterdir()):
         parts = sorted(folder.iterdir())
         frames = sum(pq.read_metadata(part).num_rows for part in parts)
@@ -22,9 +22,8 @@ def main(run_directory: Path) -> None:
         raw = 2 * int(about[b"height"]) * int(about[b"width"]) * frames
         stored = sum(part.stat().st_size for part in parts)
         table.add_row(*_row(folder.name.removeprefix("object="), frames, stored, raw))
-        total, total_raw = total + stored, total_raw + raw
-    frames = total_raw // raw * frames if total_raw else 0
-    table.add_row(*_row("all", frames, total, total_raw))
+        all_frames, total, total_raw = all_frames + frames, total + stored, total_raw + raw
+    table.add_row(*_row("all", all_frames, total, total_raw))
     Console().print(table)
 
 

@@ -23,6 +23,8 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
+        if error.filename not in (None, str(path), str(temporary)):
+            raise  # of a file that was read in the block
         reason = error.strerror or error
         raise UserError(f"{path}: cannot be written ({reason}); check the folder") from error
     finally:

@@ -5,8 +5,9 @@ import json
 import os
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
@@ -81,20 +82,22 @@ def write_debug_video(plan: Plan, masklets: Path, path: Path, advance: Advance) 
     def draw(
         item: tuple[tuple[int, NDArray[np.uint8]], tuple[int, dict[ObjectId, MaskletRow]]],
     ) -> NDArray[np.uint8]:
-        (_, frame), (_, rows) = item
+        (frame_index, frame), (stored_index, rows) = item
+        if frame_index != stored_index:
+            raise ValueError(f"frame {frame_index} was decoded, but {stored_index} is stored")
         masks = {object_id: _full_size(source, row) > 0 for object_id, row in rows.items()}
         return overlay(frame, masks, colours)
 
-    def frames() -> Iterator[NDArray[np.uint8]]:
-        decoded = read_frames(source, plan.frame_indices)
+    def frames() -> Generator[NDArray[np.uint8], None, None]:
         stored = read_together(masklets, plan.object_ids)
-        for picture in _in_order(draw, zip(decoded, stored, strict=True)):
-            yield picture
-            advance(1)
+        with closing(read_frames(source, plan.frame_indices)) as decoded:
+            for picture in _in_order(draw, zip(decoded, stored, strict=True)):
+                yield picture
+                advance(1)
 
-    write_video(
-        path, frames(), width=source.width, height=source.height, frame_rate=_frame_rate(plan)
-    )
+    size = {"width": source.width, "height": source.height}
+    with closing(frames()) as pictures:
+        write_video(path, pictures, **size, frame_rate=_frame_rate(plan))
     return len(plan.frame_indices)
 
 
@@ -145,6 +148,13 @@ def _write_pictures(
     return count
 
 
+def _use_one_torch_thread() -> None:
+    # each worker would start a team of its own, as large as the machine
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def _full_size(source: Source, row: MaskletRow) -> NDArray[np.float32]:
     return upsample(row.logits, source.height, source.width)
 
@@ -170,7 +180,7 @@ def _in_order(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[M
     Threads suffice: decoding, upsampling and PNG compression leave the GIL.
     """
     workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, initializer=_use_one_torch_thread) as pool:
         pending: deque[Future[Made]] = deque()
         try:
             for item in items:

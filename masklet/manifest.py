@@ -9,7 +9,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -40,6 +40,8 @@ class Reason(StrEnum):
 class Work:
     """One artifact that a stage makes, and all that its content depends on.
 
+    Compared by identity, so that it can be a key of a dict while it holds dicts.
+
     stage, code_version: the stage, and the number raised by hand when its output would change.
     artifact: name within the stage. path: relative to the run directory; a file or a folder.
     parameters: JSON values. inputs: content hashes by name.
@@ -67,7 +69,7 @@ class Row:
     key: `Work.key`; a row stands for its artifact while the key is the same.
     path: relative to the run directory. bytes, sha256: of the file, or of the folder's files.
     rows: frames of a masklet, pictures of a zip, boxes, frames of a video.
-    status: `done` or `failed`; error: one line, if it failed.
+    status: `done` or `failed`; error: one line, if the last try failed.
     reason: why it was made the last time, a `Reason`.
     seconds: how long that took, shared among artifacts made together.
     finished: when, ISO 8601 in UTC. run_id: which run of the process did it.
@@ -143,8 +145,17 @@ class Manifest:
         )
 
     def record_failure(self, work: Work, *, reason: Reason, seconds: float, error: str) -> None:
-        """Note that `work` failed; it is tried again by the next run."""
-        self._put(work, reason, 0, seconds, "failed", error, 0, "")
+        """Note that `work` failed; it is tried again by the next run.
+
+        An earlier artifact in its place stays what it is: its row gets the error and keeps the key.
+        """
+        row = self._rows.get((work.stage, work.artifact))
+        if row is not None and row.status == "done" and _size(self._root / row.path) == row.bytes:
+            with self._writing:
+                self._rows[work.stage, work.artifact] = replace(row, error=error)
+                self._write()
+        else:
+            self._put(work, reason, 0, seconds, "failed", error, 0, "")
 
     def forget(self, stage: str, artifact: str) -> None:
         with self._writing:

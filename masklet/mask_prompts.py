@@ -138,7 +138,8 @@ def _read_png(content: bytes, shape: tuple[int, int], name: str) -> NDArray[np.b
                 _check_shape((image.height, image.width), shape, name)
                 if image.mode in ("P", "1", "L", "I;16", "I"):
                     return np.asarray(np.asarray(image) != 0)
-                return np.asarray(np.asarray(image.convert("RGB")).any(axis=2))
+                colours = np.asarray(image.convert("RGBA"))
+                return np.asarray(colours[..., :3].any(axis=2) & (colours[..., 3] > 0))
     except UserError:
         raise
     except Exception as error:

@@ -194,6 +194,14 @@ def checkpoint_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def config_sha256(spec: ModelSpec) -> str:
+    """Hash of the model's config with the inference settings, which its logits depend on."""
+    from omegaconf import OmegaConf
+
+    text = OmegaConf.to_yaml(model_config(spec), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def model_config(spec: ModelSpec) -> DictConfig:
     """Return the model's config, resolved and with upstream's `INFERENCE_SETTINGS`.
 

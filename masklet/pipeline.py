@@ -11,17 +11,28 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from masklet import exports
 from masklet.atomic import replacing
+from masklet.errors import UserError
 from masklet.job import SegmentJob
 from masklet.manifest import Work
 from masklet.media import Source, probe
-from masklet.models import checkpoint_sha256, find_model, load_model, require_checkpoint
+from masklet.models import (
+    checkpoint_sha256,
+    config_sha256,
+    find_model,
+    load_model,
+    require_checkpoint,
+)
 from masklet.plan import FramePrompts, ObjectPlan, Plan, plan_job
 from masklet.price import price
 from masklet.run import Progress, Run, Weights, open_run, silent
+from masklet.store import object_folder
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class Outputs:
 
 
 def ingest(job: SegmentJob) -> Source:
-    """Read what there is to know of the source without decoding it all."""
+    """Read what there is to know of the source: its hash, its size and the times of its frames."""
     return probe(job.file)
 
 
@@ -78,32 +89,20 @@ def propagate(run: Run, plan: Plan) -> None:
     """Track the objects whose masklets are missing or out of date, and drop those not asked for."""
     works = {one: _propagate_work(run, plan, one) for one in plan.object_ids}
     outdated = {work: reason for work in works.values() if (reason := run.reason_to_run(work))}
+    if outdated:
+        model = load_model(run.weights.spec, run.weights.checkpoint, choose_device(run.job.device))
+        object_ids = [one for one, work in works.items() if work in outdated]
+        with run.recording(outdated) as rows:
+            _track(run, plan, object_ids, model)
+            for one in object_ids:
+                _publish_folder(run.scratch / f"object={one}", run.root / works[one].path)
+                rows[works[one]] = len(plan.frame_indices)
     _forget_other_objects(run, plan)
-    if not outdated:
-        return
-    object_ids = [one for one, work in works.items() if work in outdated]
-    with run.recording(outdated) as rows:
-        _track(run, plan, object_ids)
-        for one in object_ids:
-            _publish_folder(run.scratch / f"object={one}", run.root / works[one].path)
-            rows[works[one]] = len(plan.frame_indices)
 
 
 def export(run: Run, plan: Plan, name: str) -> None:
     """Make one output from the masklet store, unless it is there and up to date."""
-    making = EXPORTS[name]
-    hashes = {
-        f"object={one}": run.manifest.row("propagate", str(one)).sha256 for one in plan.object_ids
-    }
-    size = [plan.source.width, plan.source.height]
-    work = Work(
-        name,
-        making.code_version,
-        making.file,
-        making.file,
-        {"objects": list(plan.object_ids), "size": size},
-        hashes | {"source": plan.source.sha256},
-    )
+    making, work = EXPORTS[name], _export_work(run, plan, name)
     if reason := run.reason_to_run(work):
         with run.recording({work: reason}) as rows:
             advance = run.counter(name, len(plan.frame_indices))
@@ -139,10 +138,25 @@ def finish(run: Run, plan: Plan) -> Outputs:
 
 def export_all(run: Run, plan: Plan) -> None:
     """Make every output that the job asks for, at the same time."""
+    drop_stale_exports(run, plan)
     names = wanted(run.job)
     with ThreadPoolExecutor(len(names)) as pool:
-        for done in [pool.submit(export, run, plan, name) for name in names]:
-            done.result()
+        try:
+            for done in [pool.submit(export, run, plan, name) for name in names]:
+                done.result()
+        except BaseException:
+            run.stop.set()  # leaving the pool waits for the others
+            raise
+
+
+def drop_stale_exports(run: Run, plan: Plan) -> None:
+    """Remove outputs of earlier runs that this job does not ask for and that no longer fit it."""
+    for name in EXPORTS.keys() - set(wanted(run.job)):
+        if run.manifest.reason_to_run(_export_work(run, plan, name)) is None:
+            continue
+        for row in run.manifest.rows(name):
+            (run.root / EXPORTS[name].file).unlink(missing_ok=True)
+            run.manifest.forget(name, row.artifact)
 
 
 @dataclass(frozen=True)
@@ -165,6 +179,7 @@ def run_job(
     """
     steps = steps or Steps()
     weights = find_weights(job)
+    _keep_inputs(job, weights, out)
     source = steps.ingest(job)
     plan = steps.check_prompts(job, source)
     with open_run(job, weights, out, progress) as run:
@@ -186,7 +201,16 @@ def find_weights(job: SegmentJob) -> Weights:
     """The model that the job names and its checkpoint file; raises UserError without one."""
     spec = find_model(job.model_type)
     checkpoint = require_checkpoint(spec, job.checkpoint)
-    return Weights(spec, checkpoint, checkpoint_sha256(checkpoint))
+    return Weights(spec, checkpoint, checkpoint_sha256(checkpoint), config_sha256(spec))
+
+
+def _keep_inputs(job: SegmentJob, weights: Weights, out: Path) -> None:
+    """Refuse a job that would write over what it reads."""
+    own = ["outputs.json", "price.json", "manifest.parquet", "masklets"]
+    written = {(out / name).resolve() for name in [*own, *(e.file for e in EXPORTS.values())]}
+    for given in (job.file, job.mask_prompts, weights.checkpoint):
+        if given is not None and Path(given).resolve() in written:
+            raise UserError(f"{given}: is an output of the run directory {out}; use another --out")
 
 
 def wanted(job: SegmentJob) -> list[str]:
@@ -205,6 +229,21 @@ def choose_device(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def _export_work(run: Run, plan: Plan, name: str) -> Work:
+    hashes = {
+        f"object={one}": run.manifest.row("propagate", str(one)).sha256 for one in plan.object_ids
+    }
+    making, size = EXPORTS[name], [plan.source.width, plan.source.height]
+    return Work(
+        name,
+        making.code_version,
+        making.file,
+        making.file,
+        {"objects": list(plan.object_ids), "size": size},
+        hashes | {"source": plan.source.sha256},
+    )
+
+
 def _propagate_work(run: Run, plan: Plan, object_id: int | str) -> Work:
     one = next(o for o in plan.objects if o.object_id == object_id)
     return Work(
@@ -219,17 +258,19 @@ def _propagate_work(run: Run, plan: Plan, object_id: int | str) -> Work:
             "timeline": _digest(list(plan.timeline)),
             "prompts": _prompts_digest(one),
         },
-        {"source": plan.source.sha256, "checkpoint": run.weights.sha256},
+        {
+            "source": plan.source.sha256,
+            "checkpoint": run.weights.sha256,
+            "config": run.weights.config_sha256,
+        },
     )
 
 
-def _track(run: Run, plan: Plan, object_ids: Sequence[int | str]) -> None:
+def _track(run: Run, plan: Plan, object_ids: Sequence[int | str], model: "SAM2Base") -> None:
     # torch and sam2 take seconds to import, which a rerun need not spend
     from masklet.propagate import count_steps
     from masklet.propagate import propagate as track_objects
 
-    spec, checkpoint = run.weights.spec, run.weights.checkpoint
-    model = load_model(spec, checkpoint, choose_device(run.job.device))
     advance = run.counter("propagate", count_steps(plan, model))
     track_objects(plan, object_ids, model, run.scratch, advance)
 
@@ -245,7 +286,8 @@ def _forget_other_objects(run: Run, plan: Plan) -> None:
     for row in run.manifest.rows("propagate"):
         if row.artifact not in kept:
             run.manifest.forget(row.stage, row.artifact)
-            shutil.rmtree(run.root / row.path, ignore_errors=True)
+            # by name: a manifest from elsewhere could hold any path
+            shutil.rmtree(object_folder(run.masklets, Path(row.artifact).name), ignore_errors=True)
 
 
 def _prompts_digest(one: ObjectPlan) -> str:

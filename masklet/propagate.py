@@ -13,10 +13,11 @@ from masklet import tracker
 from masklet.job import ObjectId
 from masklet.media import read_frames
 from masklet.plan import ObjectPlan, Plan
-from masklet.store import MaskletRow, MaskletWriter, object_folder
+from masklet.store import MAX_PART_BYTES, MaskletRow, MaskletWriter, object_folder
 from masklet.tracker import MemoryBank, Prediction, Sweep
 
 _FRAMES_AHEAD = 4
+_PENDING_BYTES = 256 * 2**20  # of logits that wait for their part to fill up, all objects together
 
 
 def propagate(
@@ -32,8 +33,11 @@ def propagate(
         masklets: folder that gets one folder of parts an object.
         advance: called with 1 after every step of `segment_frames`.
     """
+    part_bytes = min(MAX_PART_BYTES, _PENDING_BYTES // len(object_ids))
     writers = {
-        object_id: MaskletWriter(object_folder(masklets, object_id), object_id)
+        object_id: MaskletWriter(
+            object_folder(masklets, object_id), object_id, part_bytes=part_bytes
+        )
         for object_id in object_ids
     }
     with closing(segment_frames(plan, object_ids, model)) as frames:
@@ -95,13 +99,14 @@ def _condition(
     memories: dict[ObjectId, dict[int, tracker.Memory]] = {o.object_id: {} for o in objects}
     frame_size = (plan.source.height, plan.source.width)
     positions = sorted({plan.position[at] for o in objects for at in o.prompts})
-    for position, image in _images(plan, positions, model.image_size):
-        features = tracker.encode(model, image)
-        for one in objects:
-            if (prompts := one.prompts.get(plan.timeline[position])) is not None:
-                prediction, memory = tracker.condition(model, features, prompts, frame_size)
-                predictions[position, one.object_id] = prediction
-                memories[one.object_id][position] = memory
+    with closing(_images(plan, positions, model.image_size)) as images:
+        for position, image in images:
+            features = tracker.encode(model, image)
+            for one in objects:
+                if (prompts := one.prompts.get(plan.timeline[position])) is not None:
+                    prediction, memory = tracker.condition(model, features, prompts, frame_size)
+                    predictions[position, one.object_id] = prediction
+                    memories[one.object_id][position] = memory
     return predictions, {object_id: MemoryBank(by) for object_id, by in memories.items()}
 
 
@@ -114,11 +119,11 @@ def _sweep(
     banks: dict[ObjectId, MemoryBank],
 ) -> Iterator[tuple[int, dict[ObjectId, Prediction]]]:
     """Predictions of every object, position by position; `banks` move along."""
-    to_track = {
-        position: [object_id for object_id in banks if (position, object_id) not in prompted]
+    needed = [
+        position
         for position in positions
-    }
-    needed = [position for position in positions if to_track[position]]
+        if any((position, object_id) not in prompted for object_id in banks)
+    ]
     with closing(_images(plan, needed, model.image_size)) as images:
         for position in positions:
             predictions = {
@@ -126,7 +131,7 @@ def _sweep(
                 for object_id in banks
                 if (position, object_id) in prompted
             }
-            if object_ids := to_track[position]:
+            if object_ids := [object_id for object_id in banks if object_id not in predictions]:
                 _, image = next(images)
                 features = tracker.encode(model, image)
                 held = [banks[object_id] for object_id in object_ids]

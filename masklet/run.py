@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 
 from masklet.errors import UserError
 from masklet.job import SegmentJob
@@ -20,17 +21,22 @@ _LOCK = ".lock"
 _SCRATCH = ".tracking"
 
 
+class Stopped(Exception):
+    """The run was given up while this thread was at work."""
+
+
 def silent(stage: str, done: int, total: int) -> None:
     """The progress function of those who do not want to be told."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A model and the file its weights come from."""
+    """A model, the file its weights come from, and the hashes of the weights and of the config."""
 
     spec: ModelSpec
     checkpoint: Path
     sha256: str
+    config_sha256: str
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Run:
 
     progress: called with (stage, done, total) as work goes on.
     reasons: why each artifact was made, by (stage, artifact); None where it was there already.
+    stop: set when the run is given up; work that goes on in other threads then raises Stopped.
     """
 
     job: SegmentJob
@@ -47,6 +54,7 @@ class Run:
     manifest: Manifest
     progress: Progress
     reasons: dict[tuple[str, str], Reason | None] = field(default_factory=dict)
+    stop: Event = field(default_factory=Event)
 
     @property
     def masklets(self) -> Path:
@@ -96,6 +104,8 @@ class Run:
 
         def advance(steps: int) -> None:
             nonlocal done
+            if self.stop.is_set():
+                raise Stopped
             done += steps
             self.progress(stage, done, total)
 
@@ -109,33 +119,46 @@ def open_run(job: SegmentJob, weights: Weights, root: Path, progress: Progress) 
     Raises UserError if it cannot be written or another process holds it. A directory that was made
     here and in which nothing was published is removed again.
     """
-    is_new = not root.exists()
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    with _hold(root):
+        try:
+            run = Run(job, weights, root, _open_manifest(root), progress)
+            shutil.rmtree(run.scratch, ignore_errors=True)
+            yield run
+        finally:
+            shutil.rmtree(root / _SCRATCH, ignore_errors=True)
+            if made and not _holds_outputs(root):
+                shutil.rmtree(root, ignore_errors=True)
+                _remove_empty(made[1:])
+
+
+@contextmanager
+def _hold(root: Path) -> Iterator[None]:
+    """Lock the directory; the kernel lets go of it when this process ends, however it ends."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise UserError(f"{root}: cannot be a run directory: {error.strerror}") from None
-    try:
-        _hold(lock, root)
-        run = Run(job, weights, root, _open_manifest(root), progress)
-        shutil.rmtree(run.scratch, ignore_errors=True)
-        yield run
-    finally:
-        shutil.rmtree(root / _SCRATCH, ignore_errors=True)
-        if is_new and not _holds_outputs(root):
-            shutil.rmtree(root, ignore_errors=True)
-        os.close(lock)
-
-
-def _hold(lock: int, root: Path) -> None:
-    """Lock the directory; the kernel lets go of it when this process ends, however it ends."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
+        os.close(lock)
         raise UserError(f"{root}: another run is at work there ({holder}); wait for it") from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove the parents that were made for a run directory, innermost first."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _open_manifest(root: Path) -> Manifest:

@@ -24,7 +24,7 @@ from masklet.job import ObjectId
 SATURATION = 6.3
 _SATURATED = 16.0
 _PART_ROWS = 256
-_PART_BYTES = 16 * 2**20
+MAX_PART_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,30 @@ def object_folder(masklets: Path, object_id: ObjectId) -> Path:
 
 
 class MaskletWriter:
-    """Writes one object's rows into a folder, in parts, as they come.
+    """Writes one object's rows into a folder, in parts of some `part_bytes`, as they come.
 
-    Rows come in ascending or in descending order of frame_index; the order may turn.
+    Rows come in ascending or in descending order of frame_index. The order may turn; parts never
+    overlap.
     """
 
-    def __init__(self, folder: Path, object_id: ObjectId) -> None:
-        self._folder, self._object_id = folder, object_id
+    def __init__(
+        self, folder: Path, object_id: ObjectId, *, part_bytes: int = MAX_PART_BYTES
+    ) -> None:
+        self._folder, self._object_id, self._part_bytes = folder, object_id, part_bytes
         self._rows: list[MaskletRow] = []
+        self._last: int | None = None
+        self._ascends: bool | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, row: MaskletRow) -> None:
-        if self._turns_with(row):
-            self.flush()
-        saturated = MaskletRow(row.frame_index, row.object_score, saturate(row.logits))
-        self._rows.append(saturated)
-        if len(self._rows) * row.logits.nbytes >= _PART_BYTES or len(self._rows) >= _PART_ROWS:
+        if self._last is not None:
+            ascends = row.frame_index > self._last
+            if self._ascends is not None and ascends != self._ascends:
+                self.flush()
+            self._ascends = ascends
+        self._last = row.frame_index
+        self._rows.append(MaskletRow(row.frame_index, row.object_score, saturate(row.logits)))
+        if len(self._rows) * row.logits.nbytes >= self._part_bytes or len(self._rows) >= _PART_ROWS:
             self.flush()
 
     def flush(self) -> None:
@@ -104,15 +112,6 @@ class MaskletWriter:
         with replacing(self._folder / f"frames-{rows[0].frame_index:08d}.parquet") as temporary:
             _write_part(temporary, rows, self._object_id)
         self._rows = []
-
-    def _turns_with(self, row: MaskletRow) -> bool:
-        """Whether `row` does not go on in the direction of the rows before: parts never overlap."""
-        if not self._rows:
-            return False
-        first, last = self._rows[0].frame_index, self._rows[-1].frame_index
-        return min(first, last) <= row.frame_index <= max(first, last) or (
-            first != last and (last > first) != (row.frame_index > last)
-        )
 
 
 def _write_part(path: Path, rows: Sequence[MaskletRow], object_id: ObjectId) -> None:

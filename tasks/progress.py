@@ -21,7 +21,13 @@ class ProgressArtifacts:
     def __call__(self, stage: str, done: int, total: int) -> None:
         if not self._is_due(stage, is_last=done == total):
             return
-        percent, words = 100 * done / total, f"{stage}: {done} of {total} frames"
+        try:
+            self._publish(stage, 100 * done / total, f"{stage}: {done} of {total} frames")
+        except Exception as error:
+            # the server may be restarting; hours of tracking do not end for that
+            get_run_logger().warning("progress of %s could not be shown: %s", stage, error)
+
+    def _publish(self, stage: str, percent: float, words: str) -> None:
         if stage in self._artifacts:
             update_progress_artifact(self._artifacts[stage], percent, words)
             return

@@ -4,6 +4,7 @@ Inputs are not hashed and results not stored: the manifest knows what is done, P
 """
 
 from collections.abc import Sequence
+from typing import TypeVar, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -11,13 +12,16 @@ from prefect.client.schemas.objects import State
 from prefect.futures import wait
 from prefect.logging import get_run_logger
 from prefect.states import Completed
+from prefect.utilities.annotations import opaque
 
 from masklet import pipeline
 from masklet.job import SegmentJob
 from masklet.media import Source
-from masklet.pipeline import Outputs, Steps
+from masklet.pipeline import Outputs, Steps, wanted
 from masklet.plan import Plan
 from masklet.run import Run
+
+Input = TypeVar("Input")
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -66,19 +70,31 @@ def finish(run: Run, plan: Plan) -> Outputs:
     return outputs
 
 
-def export_all(run: Run, plan: Plan) -> None:
-    futures = [export.submit(run, plan, name) for name in pipeline.wanted(run.job)]
+def _export_all(run: Run, plan: Plan) -> None:
+    pipeline.drop_stale_exports(run, plan)
+    futures = [export.submit(_whole(run), _whole(plan), name) for name in wanted(run.job)]
     wait(futures)
     for future in futures:
         future.result()
 
 
-STEPS = Steps(ingest, check_prompts, propagate, export_all, finish)
+def _whole(value: Input) -> Input:
+    """Keep Prefect from searching an input for futures, through every frame of a plan."""
+    return cast(Input, opaque(value))
+
+
+STEPS = Steps(
+    ingest=lambda job: ingest(_whole(job)),
+    check_prompts=lambda job, source: check_prompts(_whole(job), _whole(source)),
+    propagate=lambda run, plan: propagate(_whole(run), _whole(plan)),
+    export_all=_export_all,
+    finish=lambda run, plan: finish(_whole(run), _whole(plan)),
+)
 
 
 def _say_why(run: Run, stage: str) -> State[None]:
     """Log the reason of each artifact; the state is named Reused if nothing had to be done."""
-    reasons = {artifact: why for (of, artifact), why in run.reasons.items() if of == stage}
+    reasons = {artifact: why for (of, artifact), why in list(run.reasons.items()) if of == stage}
     for artifact, reason in reasons.items():
         get_run_logger().info("%s %s: %s", stage, artifact, reason or "reused")
     if any(reasons.values()):

@@ -1,13 +1,11 @@
 """What several tests share: a small clip with a known object, and the bundled model."""
 
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
 
@@ -23,13 +21,13 @@ def disc(frame_index: int, speed: float = 3.0) -> NDArray[np.bool_]:
     return np.asarray((x - 40 - speed * frame_index) ** 2 + (y - 45) ** 2 < 22**2)
 
 
-def picture(frame_index: int) -> NDArray[np.uint8]:
+def picture(frame_index: int, speed: float = 3.0) -> NDArray[np.uint8]:
     """A red disc that moves to the right over a smooth blue and green ground, (96, 160, 3)."""
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
     ground = np.stack([40 + 0 * x, 60 + 60 * y / HEIGHT, 120 + 80 * np.sin(x / 20)], axis=2)
-    shade = 230 - 60 * ((x - 40 - 3 * frame_index) ** 2 + (y - 45) ** 2) / 22**2
+    shade = 230 - 60 * ((x - 40 - speed * frame_index) ** 2 + (y - 45) ** 2) / 22**2
     red = np.stack([shade, shade / 5, shade / 6], axis=2)
-    return np.where(disc(frame_index)[..., None], red, ground).clip(0, 255).astype(np.uint8)
+    return np.where(disc(frame_index, speed)[..., None], red, ground).clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +53,6 @@ def job_fields(clip: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def nano() -> Iterator[SAM2Base]:
+def nano() -> SAM2Base:
     """The bundled model on the CPU."""
-    threads = torch.get_num_threads()
-    yield load_model(find_model("nano"))
-    torch.set_num_threads(threads)
+    return load_model(find_model("nano"))

@@ -44,21 +44,16 @@ def takes_job(function: Callable[..., None]) -> Command:
 
 
 def _job_of(file: str | None, config: Path | None, given: dict[str, Any]) -> SegmentJob:
-    fields = {
-        name: _absolute(value) if name in _PATH_FIELDS else value
-        for name, value in {"file": file, **given}.items()
-        if value is not None
-    }
-    if config is not None:
-        return make_job(load_job_fields(config) | fields, base=config.absolute().parent)
-    if file is None:
-        raise UserError("name a video, or a job file with --config; see masklet segment --help")
-    return make_job(fields)
-
-
-def _absolute(path: str | Path) -> str:
-    """A path on the command line, where a job file's own are relative to that file."""
-    return str(path) if "://" in str(path) else str(Path.cwd() / path)
+    fields = {name: value for name, value in {"file": file, **given}.items() if value is not None}
+    if config is None:
+        if file is None:
+            raise UserError("name a video, or a job file with --config; see masklet segment --help")
+        return make_job(fields)
+    for name in _PATH_FIELDS & fields.keys():
+        # those in the job file are relative to it, those on the command line are not
+        if "://" not in str(fields[name]):
+            fields[name] = str(Path.cwd() / fields[name])
+    return make_job(load_job_fields(config) | fields, base=config.absolute().parent)
 
 
 _PATH_FIELDS = frozenset({"file", "prompts", "mask_prompts", "checkpoint"})

@@ -189,9 +189,10 @@ class Child:
         )
         self._errors = b""
         self._stderr_open = True
-        with contextlib.suppress(OSError):  # it may have ended already
-            limits = (MAX_ADDRESS_SPACE, MAX_ADDRESS_SPACE)
-            resource.prlimit(self._process.pid, resource.RLIMIT_AS, limits)
+        if hasattr(resource, "prlimit"):  # Linux only
+            with contextlib.suppress(OSError):  # it may have ended already
+                limits = (MAX_ADDRESS_SPACE, MAX_ADDRESS_SPACE)
+                resource.prlimit(self._process.pid, resource.RLIMIT_AS, limits)
         if self._process.stdout:
             enlarge_pipe(self._process.stdout.fileno())
         if self._process.stdin:

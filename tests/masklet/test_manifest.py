@@ -44,10 +44,21 @@ def test_a_lost_or_cut_output_is_noticed(root: Path) -> None:
 
 
 def test_a_failure_is_tried_again(root: Path) -> None:
+    (root / WORK.path).unlink()
     manifest = Manifest(root, "second")
-    manifest.record_failure(WORK, reason=Reason.NEW, seconds=0.1, error="disk full")
+    manifest.record_failure(WORK, reason=Reason.MISSING, seconds=0.1, error="disk full")
     assert Manifest(root, "third").reason_to_run(WORK) == Reason.FAILED
     assert Manifest(root, "third").row("masks", "masks.zip").error == "disk full"
+
+
+def test_a_failure_leaves_an_earlier_artifact_what_it_is(root: Path) -> None:
+    other = replace(WORK, inputs={"object=1": "abd"})
+    manifest = Manifest(root, "second")
+    manifest.record_failure(other, reason=Reason.INPUTS, seconds=0.1, error="disk full")
+    again = Manifest(root, "third")
+    assert again.row("masks", "masks.zip").error == "disk full"
+    assert again.reason_to_run(WORK) is None
+    assert again.reason_to_run(other) == Reason.INPUTS
 
 
 def test_the_order_of_parameters_does_not_matter() -> None:

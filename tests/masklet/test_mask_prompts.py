@@ -106,8 +106,9 @@ RGBA[..., 3] = 255
         Image.fromarray(MASK.astype(np.uint16)),
         Image.fromarray(RGBA),
         Image.fromarray(RGBA[..., :3]),
+        Image.fromarray(np.dstack([np.full((*SHAPE, 3), 255, np.uint8), MASK * np.uint8(255)])),
     ],
-    ids=["L", "L of 0 and 1", "1", "P", "I;16", "RGBA", "RGB"],
+    ids=["L", "L of 0 and 1", "1", "P", "I;16", "RGBA", "RGB", "white on a transparent ground"],
 )
 def test_a_png_of_any_mode_is_true_where_it_is_not_zero(path: Path, image: Image.Image) -> None:
     mask = read_one(path, "0_1.png", png(image))

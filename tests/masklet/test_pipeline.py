@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -311,8 +312,82 @@ def test_wrong_weights_write_nothing(job_fields: dict[str, Any], tmp_path: Path)
     weights = tmp_path / "weights.pt"
     weights.write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"weights\.pt"):
-        run_job(changed(job_fields, checkpoint=str(weights)), tmp_path / "out")
+        run_job(changed(job_fields, checkpoint=str(weights)), tmp_path / "deep" / "out")
     assert list(tmp_path.iterdir()) == [weights]
+
+
+def test_wrong_weights_leave_a_finished_run_as_it_was(
+    done: tuple[dict[str, Any], Path, Outputs], tmp_path: Path
+) -> None:
+    fields, out, _ = done
+    before, manifest = contents(out), (out / "manifest.parquet").read_bytes()
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(b"no weights")
+    one = fields["prompts"][:1]
+    with pytest.raises(UserError, match=r"weights\.pt"):
+        run_job(changed(fields, checkpoint=str(weights), prompts=one), out)
+    assert contents(out) == before
+    assert (out / "manifest.parquet").read_bytes() == manifest
+
+
+def test_a_stage_that_fails_keeps_what_was_there(
+    done: tuple[dict[str, Any], Path, Outputs],
+    tracked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fields, out, _ = done
+    before = contents(out)
+    with monkeypatch.context() as broken:
+        broken.setattr("masklet.propagate.propagate", _must_not_run)
+        with pytest.raises(AssertionError):
+            run_job(changed(fields, end_frame=12), out)
+    assert contents(out) == before
+    run_job(make_job(fields), out)
+    assert tracked == []
+    assert contents(out) == before
+
+
+def test_outputs_that_no_longer_fit_do_not_stay(
+    done: tuple[dict[str, Any], Path, Outputs],
+) -> None:
+    fields, out, _ = done
+    plain = dict.fromkeys(ALL, False)
+    run_job(changed(fields, **plain), out)
+    assert (out / "debug_masks.mp4").exists()  # not asked for, but still right
+    run_job(changed(fields, **plain, end_frame=12), out)
+    names = {path.name for path in out.iterdir()}
+    assert not names & {"debug_masks.mp4", "bbox_tracking.json", "pixel_confidences.zip"}
+    assert {stage for stage, _ in reasons(out)} == {"propagate", "masks"}
+
+
+@pytest.mark.parametrize("field", ["file", "mask_prompts"])
+def test_a_job_does_not_write_over_what_it_reads(
+    field: str, done: tuple[dict[str, Any], Path, Outputs]
+) -> None:
+    fields, out, outputs = done
+    before = contents(out)
+    own = outputs.files["debug_masks" if field == "file" else "masks"]
+    with pytest.raises(UserError, match="is an output of the run directory"):
+        run_job(changed(fields, **{field: own}), out)
+    assert contents(out) == before
+
+
+def test_a_manifest_from_elsewhere_removes_nothing_outside(
+    done: tuple[dict[str, Any], Path, Outputs], tmp_path: Path
+) -> None:
+    fields, out, _ = done
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    table = pq.read_table(out / "manifest.parquet")
+    rows = [
+        row | {"artifact": "../../precious", "path": str(precious)}
+        if row["artifact"] == "wide"
+        else row
+        for row in table.to_pylist()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), out / "manifest.parquet")
+    run_job(make_job(fields), out)
+    assert precious.is_dir()
 
 
 def test_a_failed_stage_is_noted_and_done_by_the_next_run(
@@ -347,8 +422,12 @@ def test_a_directory_in_use_is_refused_and_a_dead_lock_is_not(
     lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT)
     os.write(lock, b"process 4 on somewhere")
     fcntl.flock(lock, fcntl.LOCK_EX)
+    growing = out / ".tracking" / "object=1" / "frames-00000000.parquet"
+    growing.parent.mkdir(parents=True)
+    growing.write_bytes(b"of the other run")
     with pytest.raises(UserError, match="process 4 on somewhere"):
         run_job(make_job(job_fields), out)
+    assert growing.read_bytes() == b"of the other run"
     os.close(lock)
     run_job(make_job(job_fields), out)
     assert (out / "masks.zip").exists()

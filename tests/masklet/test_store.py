@@ -70,11 +70,23 @@ def test_masks_and_confidences_read_back_exactly(tmp_path: Path, size: tuple[int
     [
         list(range(600)),
         list(range(600, 0, -1)),
-        list(range(50, 80)) + list(range(49, -1, -1)),
+        [*range(50, 80), *range(49, -1, -1)],
+        [*range(50, 306), *range(49, -1, -1)],
+        [*range(50, 307), *range(49, -1, -1)],
+        [*range(51, 79), *range(50, -1, -1)],
         [5, 4],
         [7],
     ],
-    ids=["forward", "backward", "both", "two backward", "one"],
+    ids=[
+        "forward",
+        "backward",
+        "both",
+        "both, turning after a whole part",
+        "both, turning after one row of a part",
+        "both, without the start on the way there",
+        "two backward",
+        "one",
+    ],
 )
 def test_rows_come_back_by_frame_index_in_parts(tmp_path: Path, indices: list[int]) -> None:
     write(tmp_path, indices)

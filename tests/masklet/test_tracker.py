@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sam2.modeling.sam2_base import SAM2Base
+from sam2.utils.misc import load_video_frames
 
-from masklet.media import Source, probe, read_frames
+from masklet.media import Source, probe, read_frames, write_video
 from masklet.models import find_model
 from masklet.plan import Clicks, Direction, FramePrompts, ObjectPlan, Plan
 from masklet.propagate import segment_frames
+from masklet.store import upsample
 from masklet.tracker import MemoryBank, Sweep, condition, encode, preprocess, track
-from tests.conftest import FRAMES, HEIGHT, WIDTH, disc
+from tests.conftest import FRAMES, HEIGHT, WIDTH, disc, picture
 from tests.masklet.oracle import Logits, Prompts, make_oracle, oracle_logits
 
 PROMPTED_TOLERANCE, TRACKED_TOLERANCE = 1e-3, 1e-2
@@ -71,8 +75,14 @@ def assert_same(ours: Logits, theirs: Logits, prompted: set[tuple[int, Any]]) ->
     for key, logits in theirs.items():
         tolerance = PROMPTED_TOLERANCE if key in prompted else TRACKED_TOLERANCE
         assert (ours[key] - logits).abs().max() <= tolerance, key
-    agree = torch.stack([(ours[key] > 0) == (theirs[key] > 0) for key in theirs])
+    agree = at_source_size(ours, theirs) == at_source_size(theirs, theirs)
     assert agree.float().mean() >= 0.9999
+
+
+def at_source_size(logits: Logits, order: Logits) -> torch.Tensor:
+    """Masks (n, 96, 160), upsampled as the exports do it."""
+    full = [upsample(logits[key].numpy(), HEIGHT, WIDTH) > 0 for key in order]
+    return torch.from_numpy(np.stack(full))
 
 
 def compare(plan: Plan, model: SAM2Base, oracle: Any) -> Logits:
@@ -141,6 +151,29 @@ def test_lists_of_frames(
     at = timeline[len(timeline) // 2]
     prompts: Prompts = {1: {at: said(click((40 + 3 * at, 45, 1)))}, 2: {at: said(mask=disc(at))}}
     compare(plan_of(source, prompts, "both", timeline), nano, oracle)
+
+
+def test_64_frames_tracked(nano: SAM2Base, oracle: Any, tmp_path: Path) -> None:
+    path = tmp_path / "long.mp4"
+    frames = (picture(frame_index, speed=1.5) for frame_index in range(65))
+    write_video(path, frames, width=WIDTH, height=HEIGHT, frame_rate=Fraction(10))
+    prompts: Prompts = {1: {0: said(click((40, 45, 1)))}, 2: {0: said(mask=disc(0))}}
+    compare(plan_of(probe(path), prompts, timeline=tuple(range(65))), nano, oracle)
+
+
+def test_frames_are_prepared_as_upstream_prepares_them(tmp_path: Path) -> None:
+    Image.fromarray(picture(3)).save(tmp_path / "0.jpg", quality=95)
+    theirs, height, width = load_video_frames(str(tmp_path), 256, offload_video_to_cpu=True)
+    ours = preprocess(np.asarray(Image.open(tmp_path / "0.jpg")), 256)
+    assert (height, width) == (HEIGHT, WIDTH)
+    assert (ours - theirs[0]).abs().max() < 1e-6
+
+
+def test_masks_are_upsampled_as_upstream_does_it(oracle: Any) -> None:
+    logits = torch.randn(1, 1, 64, 64)
+    state = {"device": "cpu", "video_height": HEIGHT, "video_width": WIDTH}
+    _, theirs = oracle._get_orig_video_res_output(state, logits)
+    assert np.array_equal(upsample(logits[0, 0].numpy(), HEIGHT, WIDTH), theirs[0, 0].numpy())
 
 
 @st.composite
