@@ -1,0 +1,103 @@
+"""Two steps of every kind of stage, and going on from a checkpoint, with a small network."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("cv2")
+
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from training import train
+from training.batch import Plan, draw
+from training.export import export, load_weights
+from training.model import build
+from training.optim import orthogonalise
+from training.step import loss
+
+NANO = Path(__file__).parents[2] / "configs/models/nano.yaml"
+RECIPE = """
+weight_decay: 0.05
+muon: true
+stages:
+  - {name: images, size: 64, frames: 1, videos: 2, objects: 1, steps: 2, lr: 1.0e-3, lr_end: 1.0e-3}
+  - {name: clips, size: 64, frames: 3, videos: 1, objects: 2, steps: 2, lr: 1.0e-3, lr_end: 1.0e-3}
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bank, a small config and a two-stage recipe."""
+    folder = tmp_path_factory.mktemp("training")
+    rng = np.random.default_rng(0)
+    np.save(folder / "photos_train.npy", rng.integers(0, 256, (2, 384, 512, 3), dtype=np.uint8))
+    np.save(folder / "cutouts_train.npy", np.zeros((0, 160, 160, 4), np.uint8))
+    config = OmegaConf.load(NANO)
+    trunk = config.model.image_encoder.trunk
+    trunk.embed_dim, trunk.stages, trunk.global_att_blocks = 8, [1, 1, 2, 1], [3]
+    config.model.image_encoder.neck.backbone_channel_list = [64, 32, 16, 8]
+    config.model.image_size = 64
+    OmegaConf.save(config, folder / "tiny.yaml")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def arguments(work: Path, out: str) -> list[str]:
+    return [
+        "--recipe",
+        str(work / "recipe.yaml"),
+        "--config",
+        str(work / "tiny.yaml"),
+        "--bank",
+        str(work),
+        "--out",
+        str(work / out),
+        "--ranks",
+        "1",
+        "--threads",
+        "1",
+        "--log-every",
+        "1",
+        "--save-every",
+        "1",
+    ]
+
+
+def test_trains_exports_and_goes_on(work: Path) -> None:
+    train.main(arguments(work, "run"))
+    kept = torch.load(work / "run/last.pt", weights_only=True)
+    assert (kept["stage"], kept["seen"]) == (2, 4)
+    assert len((work / "run/log.jsonl").read_text().splitlines()) == 4
+    export(work / "run/last.pt", work / "out.safetensors")
+    model = build(work / "tiny.yaml")
+    load_weights(model, work / "out.safetensors")
+    assert {v.dtype for v in load_file(work / "out.safetensors").values()} == {torch.float16}
+
+    (work / "half").mkdir()
+    (work / "run/after_images.pt").rename(work / "half/last.pt")
+    train.main(arguments(work, "half"))
+    again = torch.load(work / "half/last.pt", weights_only=True)
+    for name, value in kept["model"].items():
+        torch.testing.assert_close(again["model"][name], value)
+
+
+@pytest.mark.parametrize("kind", ["click", "box", "mask"])
+def test_every_plan_has_a_finite_loss_that_reaches_the_encoder(work: Path, kind: str) -> None:
+    model = build(work / "tiny.yaml")
+    rng = np.random.default_rng(1)
+    batch = draw(rng, train.load_bank(work, "train"), 64, 1, 3, 2)
+    value, _ = loss(model, rng, batch, Plan(kind, 2, kind == "click", 2, 5))
+    value.backward()
+    assert torch.isfinite(value)
+    grad = model.image_encoder.trunk.patch_embed.proj.weight.grad
+    assert grad is not None
+    assert grad.abs().sum() > 0
+
+
+def test_newton_schulz_brings_singular_values_near_one() -> None:
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(2, 8, 24)))
+    assert values.min() > 0.6
+    assert values.max() < 1.3

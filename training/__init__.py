@@ -1,0 +1,1 @@
+"""How the bundled nano checkpoint was made; nothing else imports this package."""

@@ -1,0 +1,109 @@
+"""One step's data: clips, the objects to follow in them, and which prompts they get."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training import prompts
+from training.assets import Bank
+from training.world import Clip, render
+
+Rng = np.random.Generator
+MIN_AREA = 0.003
+IMAGE_STRIDE = 12.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """frames: uint8 (V, T, S, S, 3). masks: float32 (V N, T, S, S) in {0, 1}, video by video."""
+
+    frames: Tensor
+    masks: Tensor
+
+    def rows(self) -> Tensor:
+        """Which video each object belongs to, int64 (V N,)."""
+        videos = len(self.frames)
+        return torch.arange(videos).repeat_interleave(len(self.masks) // videos)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of a batch.
+
+    kind: 'click', 'clicks', 'box' or 'mask' on frame 0. count: how many clicks for 'clicks'.
+    correction: whether a second round adds a click where the first was wrong. second: another
+    prompted frame, or 0 for none. gap: how far after frame 0 the following frames pretend to be.
+    """
+
+    kind: str
+    count: int
+    correction: bool
+    second: int
+    gap: int
+
+
+def plan(rng: Rng, frames: int) -> Plan:
+    """A random plan for clips of `frames` frames."""
+    images = frames == 1
+    kinds = ("click", "clicks", "box") if images else ("click", "clicks", "box", "mask")
+    weights = (0.6, 0.2, 0.2) if images else (0.45, 0.1, 0.15, 0.3)
+    kind = str(rng.choice(kinds, p=weights))
+    return Plan(
+        kind,
+        int(rng.integers(2, 6)),
+        kind != "mask" and rng.random() < (0.35 if images else 0.15),
+        int(rng.integers(1, frames)) if frames > 2 and rng.random() < 0.2 else 0,
+        int(rng.integers(2, 40)) if frames > 2 and rng.random() < 0.25 else 1,
+    )
+
+
+def followed(rng: Rng, clip: Clip, count: int) -> NDArray[np.float32] | None:
+    """Masks of `count` objects that are visible in the first frame, float32 (count, T, S, S)."""
+    area = np.bincount(clip.labels[0].ravel(), minlength=2)[1:] / clip.labels[0].size
+    visible = np.flatnonzero(area >= MIN_AREA) + 1
+    if len(visible) == 0:
+        return None
+    rng.shuffle(visible)
+    chosen = np.resize(visible, count)
+    return np.asarray(clip.labels[None] == chosen[:, None, None, None], np.float32)
+
+
+def draw(rng: Rng, bank: Bank, size: int, videos: int, frames: int, objects: int) -> Batch:
+    """`videos` clips with `objects` followed objects each.
+
+    Single images are taken two from a clip, far apart, which halves the cost of making them.
+    """
+    pictures: list[NDArray[np.uint8]] = []
+    masks: list[NDArray[np.float32]] = []
+    while len(pictures) < videos:
+        clip = (
+            render(rng, bank, size, 2, IMAGE_STRIDE)
+            if frames == 1
+            else render(rng, bank, size, frames)
+        )
+        pieces = (
+            [Clip(clip.frames[i : i + 1], clip.labels[i : i + 1]) for i in range(2)]
+            if frames == 1
+            else [clip]
+        )
+        for piece in pieces:
+            found = followed(rng, piece, objects)
+            if found is not None and len(pictures) < videos:
+                pictures.append(piece.frames)
+                masks.append(found)
+    return Batch(torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.concatenate(masks)))
+
+
+def boolean(masks: Tensor) -> list[NDArray[np.bool_]]:
+    """(B, S, S) tensor -> B boolean arrays."""
+    return list((masks > 0).numpy())
+
+
+def tensors(points: prompts.Points) -> tuple[Tensor, Tensor]:
+    """Prompts as the prompt encoder wants them."""
+    return torch.from_numpy(points[0]), torch.from_numpy(points[1])

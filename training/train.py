@@ -1,0 +1,245 @@
+"""``python -m training.train``: train the nano checkpoint from scratch, stage after stage.
+
+Every random choice of a step comes from (seed, stage, step, rank), so a run that was stopped goes
+on as if it had not been. Ranks are processes with one thread each that average their gradients:
+on CPU that is faster than one process with as many threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import yaml
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from training.assets import Bank, load_bank
+from training.batch import draw, plan
+from training.model import build, initialise
+from training.optim import exchange, optimizers
+from training.step import loss
+
+SEED = 2
+IMAGES_PER_CLIP = 4
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Part of the recipe: pictures of `size`, clips of `frames`, learning rate from lr to lr_end.
+
+    videos counts over all ranks. A share `images` of the steps takes single pictures,
+    `IMAGES_PER_CLIP` for every clip.
+    """
+
+    name: str
+    size: int
+    frames: int
+    videos: int
+    objects: int
+    steps: int
+    lr: float
+    lr_end: float
+    warmup: int = 50
+    images: float = 0.0
+
+    def rate(self, step: int) -> float:
+        """Linear warm-up, then half a cosine."""
+        wave = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps))
+        return (self.lr_end + (self.lr - self.lr_end) * wave) * min(1.0, (step + 1) / self.warmup)
+
+
+@dataclass
+class State:
+    """What a checkpoint holds."""
+
+    model: SAM2Base
+    average: dict[str, Tensor]
+    optimizers: list[torch.optim.Optimizer]
+    stage: int = 0
+    step: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+
+    def save(self, path: Path) -> None:
+        """Write atomically."""
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "average": self.average,
+                "optimizers": [o.state_dict() for o in self.optimizers],
+                "stage": self.stage,
+                "step": self.step,
+                "seen": self.seen,
+                "seconds": self.seconds,
+            },
+            path.with_suffix(".part"),
+        )
+        path.with_suffix(".part").replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        kept = torch.load(path, weights_only=True)
+        self.model.load_state_dict(kept["model"])
+        self.average = kept["average"]
+        for optimizer, state in zip(self.optimizers, kept["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.stage, self.step = kept["stage"], kept["step"]
+        self.seen, self.seconds = kept["seen"], kept["seconds"]
+
+
+def follow_average(state: State) -> None:
+    """Exponential moving average of the weights, quick at the start."""
+    keep = min(0.99, (1 + state.seen) / (10 + state.seen))
+    weights = state.model.state_dict()
+    names = [n for n, w in weights.items() if w.is_floating_point()]
+    torch._foreach_lerp_([state.average[n] for n in names], [weights[n] for n in names], 1 - keep)
+
+
+def resize(model: SAM2Base, size: int) -> None:
+    """Set the size of picture that the network expects; weights do not depend on it."""
+    grid = size // model.backbone_stride
+    model.image_size = size
+    model.sam_image_embedding_size = grid
+    encoder = model.sam_prompt_encoder
+    encoder.image_embedding_size = (grid, grid)
+    encoder.input_image_size = (size, size)
+    encoder.mask_input_size = (4 * grid, 4 * grid)
+
+
+def update(state: State, stage: Stage, bank: Bank, rank: int, ranks: int) -> dict[str, float]:
+    """One step; returns what to write in the log."""
+    shared = np.random.default_rng([SEED, state.stage, state.step])
+    rng = np.random.default_rng([SEED, state.stage, state.step, rank])
+    began = time.process_time()
+    videos, frames = stage.videos // ranks, stage.frames
+    if stage.images and shared.random() < stage.images:
+        videos, frames = videos * IMAGES_PER_CLIP, 1
+    batch = draw(rng, bank, stage.size, videos, frames, stage.objects)
+    drawn = time.process_time()
+    value, log = loss(state.model, rng, batch, plan(shared, frames))
+    torch.autograd.backward(value)
+    weights = [p for p in state.model.parameters() if p.requires_grad]
+    for p in weights:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    if ranks > 1:
+        exchange([p.grad for p in weights if p.grad is not None], ranks)
+    norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = stage.rate(state.step) * group["share"]
+        optimizer.step()
+        optimizer.zero_grad()
+    state.step += 1
+    state.seen += 1
+    follow_average(state)
+    return {
+        "loss": value.item(),
+        "norm": float(norm),
+        **log,
+        "data": (drawn - began) / (time.process_time() - began),
+    }
+
+
+class Log:
+    """Running means, written as one JSON line every `every` steps."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+        self.sums: dict[str, list[float]] = {}
+        self.since = time.time()
+
+    def add(self, state: State, stage: Stage, values: dict[str, float]) -> None:
+        """Take in one step's values."""
+        for key, value in values.items():
+            if not math.isnan(value):
+                self.sums.setdefault(key, []).append(value)
+        if state.step % self.every == 0:
+            means = {k: round(sum(v) / len(v), 4) for k, v in sorted(self.sums.items())}
+            pace = round(self.every / (time.time() - self.since), 3)
+            line = {
+                "time": time.strftime("%H:%M:%S"),
+                "stage": stage.name,
+                "step": state.step,
+                "lr": f"{stage.rate(state.step):.2e}",
+                "steps_s": pace,
+                **means,
+            }
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            self.sums, self.since = {}, time.time()
+
+
+def run(rank: int, args: argparse.Namespace) -> None:
+    """One rank's share of the training."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(SEED)
+    if args.ranks > 1:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(args.port))
+        dist.init_process_group("gloo", rank=rank, world_size=args.ranks)
+    recipe: dict[str, Any] = yaml.safe_load(args.recipe.read_text())
+    stages = [Stage(**s) for s in recipe["stages"]]
+    model = build(args.config)
+    initialise(model)
+    average = {k: v.clone() for k, v in model.state_dict().items()}
+    state = State(model, average, optimizers(model, 0.0, recipe["weight_decay"], recipe["muon"]))
+    if (args.out / "last.pt").exists():
+        state.load(args.out / "last.pt")
+    bank = load_bank(args.bank, "train")
+    log = Log(args.out / "log.jsonl", args.log_every)
+    while state.stage < len(stages):
+        stage = stages[state.stage]
+        resize(model, stage.size)
+        while state.step < stage.steps:
+            began = time.time()
+            values = update(state, stage, bank, rank, args.ranks)
+            state.seconds += time.time() - began
+            if rank == 0:
+                log.add(state, stage, values)
+                if state.step % args.save_every == 0:
+                    state.save(args.out / "last.pt")
+        state.stage, state.step = state.stage + 1, 0
+        if rank == 0:
+            state.save(args.out / "last.pt")
+            state.save(args.out / f"after_{stage.name}.pt")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    out = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    here = Path(__file__).parent
+    out.add_argument("--recipe", type=Path, default=here / "recipe.yaml")
+    out.add_argument("--config", type=Path, default=here.parent / "configs/models/nano.yaml")
+    out.add_argument("--bank", type=Path, default=here / "runs/bank")
+    out.add_argument("--out", type=Path, default=here / "runs/nano")
+    out.add_argument("--ranks", type=int, default=os.cpu_count() or 1)
+    out.add_argument("--threads", type=int, default=1, help="per rank")
+    out.add_argument("--port", type=int, default=29517)
+    out.add_argument("--log-every", type=int, default=20)
+    out.add_argument("--save-every", type=int, default=100)
+    return out
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: train, or go on training."""
+    args = parser().parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.ranks == 1:
+        run(0, args)
+    else:
+        spawn(run, args=(args,), nprocs=args.ranks)
+
+
+if __name__ == "__main__":
+    main()
