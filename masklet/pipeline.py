@@ -179,9 +179,9 @@ def run_job(
     """
     steps = steps or Steps()
     weights = find_weights(job)
-    _keep_inputs(job, weights, out)
     source = steps.ingest(job)
     plan = steps.check_prompts(job, source)
+    _keep_inputs(job, weights, out)
     with open_run(job, weights, out, progress) as run:
         steps.propagate(run, plan)
         steps.export_all(run, plan)
