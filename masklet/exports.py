@@ -179,7 +179,9 @@ def _in_order(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[M
 
     Threads suffice: decoding, upsampling and PNG compression leave the GIL.
     """
-    workers = os.cpu_count() or 1
+    import torch
+
+    workers, torch_threads = os.cpu_count() or 1, torch.get_num_threads()
     with ThreadPoolExecutor(workers, initializer=_use_one_torch_thread) as pool:
         pending: deque[Future[Made]] = deque()
         try:
@@ -192,3 +194,5 @@ def _in_order(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[M
         finally:
             for future in pending:
                 future.cancel()
+            # what one thread asks for becomes the default of threads that start later
+            torch.set_num_threads(torch_threads)

@@ -107,9 +107,11 @@ def preprocess(frame: NDArray[np.uint8], image_size: int) -> Tensor:
     The same pixels as `sam2.utils.misc.load_video_frames` makes of a folder of pictures.
     """
     resized = Image.fromarray(frame).resize((image_size, image_size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255.0
-    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-    return (pixels - mean[:, None, None]) / std[:, None, None]
+    # in numpy: torch would start a team of threads of its own in the thread that reads ahead,
+    # which fights with the model's for the cores
+    pixels = np.asarray(resized, np.float32) / np.float32(255)
+    normalized = (pixels - np.array(PIXEL_MEAN, np.float32)) / np.array(PIXEL_STD, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
 
 
 @torch.inference_mode()
