@@ -138,7 +138,6 @@ def finish(run: Run, plan: Plan) -> Outputs:
 
 def export_all(run: Run, plan: Plan) -> None:
     """Make every output that the job asks for, at the same time."""
-    drop_stale_exports(run, plan)
     names = wanted(run.job)
     with ThreadPoolExecutor(len(names)) as pool:
         try:
@@ -149,7 +148,7 @@ def export_all(run: Run, plan: Plan) -> None:
             raise
 
 
-def drop_stale_exports(run: Run, plan: Plan) -> None:
+def _drop_stale_exports(run: Run, plan: Plan) -> None:
     """Remove outputs of earlier runs that this job does not ask for and that no longer fit it."""
     for name in EXPORTS.keys() - set(wanted(run.job)):
         if run.manifest.reason_to_run(_export_work(run, plan, name)) is None:
@@ -184,6 +183,7 @@ def run_job(
     _keep_inputs(job, weights, out)
     with open_run(job, weights, out, progress) as run:
         steps.propagate(run, plan)
+        _drop_stale_exports(run, plan)
         steps.export_all(run, plan)
         return steps.finish(run, plan)
 

@@ -71,7 +71,6 @@ def finish(run: Run, plan: Plan) -> Outputs:
 
 
 def _export_all(run: Run, plan: Plan) -> None:
-    pipeline.drop_stale_exports(run, plan)
     futures = [export.submit(_whole(run), _whole(plan), name) for name in wanted(run.job)]
     wait(futures)
     for future in futures:
