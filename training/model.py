@@ -126,16 +126,15 @@ def decode(
             -torch.ones(batch, 1, dtype=torch.int32, device=features.device),
         )
     sparse, dense = model.sam_prompt_encoder(points=points, boxes=None, masks=mask)
-    return Answer(
-        *model.sam_mask_decoder.predict_masks(
-            image_embeddings=features,
-            image_pe=model.sam_prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            repeat_image=False,
-            high_res_features=fine,
-        )
+    parts = model.sam_mask_decoder.predict_masks(
+        image_embeddings=features,
+        image_pe=model.sam_prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        repeat_image=False,
+        high_res_features=fine,
     )
+    return Answer(*(part.float() for part in parts))
 
 
 def choose(model: SAM2Base, answer: Answer, multimask: bool) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,10 @@ from torch.multiprocessing.spawn import spawn
 
 from training.assets import Bank, load_bank
 from training.batch import draw, plan
+from training.export import load_weights
 from training.model import build, initialise
 from training.optim import exchange, optimizers
+from training.precision import mixed
 from training.step import loss
 
 SEED = 2
@@ -127,7 +129,8 @@ def update(state: State, stage: Stage, bank: Bank, rank: int, ranks: int) -> dic
         videos, frames = videos * IMAGES_PER_CLIP, 1
     batch = draw(rng, bank, stage.size, videos, frames, stage.objects)
     drawn = time.process_time()
-    value, log = loss(state.model, rng, batch, plan(shared, frames))
+    with mixed():
+        value, log = loss(state.model, rng, batch, plan(shared, frames))
     torch.autograd.backward(value)
     weights = [p for p in state.model.parameters() if p.requires_grad]
     for p in weights:
@@ -192,8 +195,11 @@ def run(rank: int, args: argparse.Namespace) -> None:
     stages = [Stage(**s) for s in recipe["stages"]]
     model = build(args.config)
     initialise(model)
+    if args.weights:
+        load_weights(model, args.weights)
     average = {k: v.clone() for k, v in model.state_dict().items()}
     state = State(model, average, optimizers(model, 0.0, recipe["weight_decay"], recipe["muon"]))
+    state.stage = [s.name for s in stages].index(args.stage) if args.stage else 0
     if (args.out / "last.pt").exists():
         state.load(args.out / "last.pt")
     bank = load_bank(args.bank, "train")
@@ -223,6 +229,8 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--config", type=Path, default=here.parent / "configs/models/nano.yaml")
     out.add_argument("--bank", type=Path, default=here / "runs/bank")
     out.add_argument("--out", type=Path, default=here / "runs/nano")
+    out.add_argument("--weights", type=Path, help="start from this file, not from random weights")
+    out.add_argument("--stage", help="start with this stage of the recipe")
     out.add_argument("--ranks", type=int, default=os.cpu_count() or 1)
     out.add_argument("--threads", type=int, default=1, help="per rank")
     out.add_argument("--port", type=int, default=29517)
