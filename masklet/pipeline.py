@@ -268,11 +268,12 @@ def _propagate_work(run: Run, plan: Plan, object_id: int | str) -> Work:
 
 def _track(run: Run, plan: Plan, object_ids: Sequence[int | str], model: "SAM2Base") -> None:
     # torch and sam2 take seconds to import, which a rerun need not spend
+    from masklet.network import Network
     from masklet.propagate import count_steps
     from masklet.propagate import propagate as track_objects
 
     advance = run.counter("propagate", count_steps(plan, model))
-    track_objects(plan, object_ids, model, run.scratch, advance)
+    track_objects(plan, object_ids, Network.of(model), run.scratch, advance)
 
 
 def _publish_folder(finished: Path, place: Path) -> None:

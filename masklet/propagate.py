@@ -1,72 +1,120 @@
 """Track objects through a source: frames in, rows of the masklet store out, nothing held."""
 
+import time
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 from masklet import tracker
+from masklet.checkpoint import Standing
 from masklet.job import ObjectId
+from masklet.lanes import Lanes, Tracked
 from masklet.media import read_frames
+from masklet.network import Network, Prediction
 from masklet.plan import ObjectPlan, Plan
-from masklet.store import MAX_PART_BYTES, MaskletRow, MaskletWriter, object_folder
-from masklet.tracker import MemoryBank, Prediction, Sweep
+from masklet.store import MaskletRow, MaskletWriter, object_folder
+from masklet.tracker import MemoryBank, Sweep
 
 _FRAMES_AHEAD = 4
-_PENDING_BYTES = 256 * 2**20  # of logits that wait for their part to fill up, all objects together
+
+
+class Step(NamedTuple):
+    """One frame in the order of tracking.
+
+    predictions: of the objects that this step decides on this frame.
+    banks: every object's state after the frame; tracking can go on from it.
+    """
+
+    frame_index: int
+    predictions: Mapping[ObjectId, Prediction]
+    banks: Mapping[ObjectId, MemoryBank]
 
 
 def propagate(
     plan: Plan,
     object_ids: Sequence[ObjectId],
-    model: SAM2Base,
+    network: Network,
     masklets: Path,
     advance: Callable[[int], None],
+    *,
+    begun: Mapping[ObjectId, Standing] | None = None,
+    keep: Callable[[Mapping[ObjectId, Standing]], None] | None = None,
+    seconds_between: float = 30.0,
 ) -> None:
     """Segment `object_ids`, some or all of the plan's objects, and write their masklets.
 
     Args:
         masklets: folder that gets one folder of parts an object.
         advance: called with 1 after every step of `segment_frames`.
+        begun: where an earlier run left the objects, all after the same number of steps; its parts
+            are in `masklets`.
+        keep: called with where the objects stand, every `seconds_between` and at the end.
     """
-    part_bytes = min(MAX_PART_BYTES, _PENDING_BYTES // len(object_ids))
+    begun = begun or {}
+    first = min((standing.steps for standing in begun.values()), default=0)
     writers = {
-        object_id: MaskletWriter(
-            object_folder(masklets, object_id), object_id, part_bytes=part_bytes
+        one: MaskletWriter(
+            object_folder(masklets, one), one, begun[one].pending if one in begun else ()
         )
-        for object_id in object_ids
+        for one in object_ids
     }
-    with closing(segment_frames(plan, object_ids, model)) as frames:
-        for frame_index, predictions in frames:
-            for object_id, prediction in predictions.items():
-                writers[object_id].add(_row(frame_index, prediction))
+    ends = _ends(plan, network.model)
+    device = network.model.device
+    banks = {one: standing.bank.to(device) for one, standing in begun.items()}
+    kept = time.monotonic()
+    advance(first)
+    steps = segment_frames(plan, object_ids, network, first, banks)
+    with closing(steps):
+        for done, step in enumerate(steps, first + 1):
+            for one, prediction in step.predictions.items():
+                writers[one].add(_row(step.frame_index, prediction))
+            if done in ends:
+                for writer in writers.values():
+                    writer.flush()
             advance(1)
-    for writer in writers.values():
-        writer.flush()
+            is_last = done == ends[-1]
+            if keep and (is_last or time.monotonic() - kept >= seconds_between):
+                keep({o: Standing(done, step.banks[o], writers[o].pending) for o in object_ids})
+                kept = time.monotonic()
 
 
 def segment_frames(
-    plan: Plan, object_ids: Sequence[ObjectId], model: SAM2Base
-) -> Generator[tuple[int, dict[ObjectId, Prediction]], None, None]:
-    """Yield (frame_index, predictions by object) in the order of tracking, frame after frame.
+    plan: Plan,
+    object_ids: Sequence[ObjectId],
+    network: Network,
+    first: int = 0,
+    banks: Mapping[ObjectId, MemoryBank] | None = None,
+) -> Generator[Step, None, None]:
+    """Yield the steps of tracking.
 
     Every object is predicted once on each of the plan's frames. The frame where the direction
     turns comes in two steps, with other objects.
+
+    Args:
+        first: number of steps that were taken before, with `banks` after them.
     """
     objects = [one for one in plan.objects if one.object_id in object_ids]
-    prompted, banks = _condition(plan, objects, model)
-    for sweep, positions in sweeps(plan, model):
-        for position, predictions in _sweep(plan, model, sweep, positions, prompted, banks):
-            final = {
-                object_id: prediction
-                for object_id, prediction in predictions.items()
-                if _is_final(plan, sweep, position, (position, object_id) in prompted)
-            }
-            yield plan.timeline[position], final
+    prompted, fresh = _condition(plan, objects, network)
+    states = dict(banks or fresh)
+    skipped = 0
+    with Lanes(network, len(objects)) as lanes:
+        for sweep, positions in sweeps(plan, network.model):
+            skip = min(max(0, first - skipped), len(positions))
+            skipped += len(positions)
+            for position, found in _sweep(plan, lanes, sweep, positions, skip, prompted, states):
+                final = {
+                    one: prediction
+                    for one, prediction in found.predictions.items()
+                    if _is_final(plan, sweep, position, (position, one) in prompted)
+                }
+                yield Step(found.frame_index, final, found.banks)
 
 
 def count_steps(plan: Plan, model: SAM2Base) -> int:
@@ -88,8 +136,16 @@ def sweeps(plan: Plan, model: SAM2Base) -> list[tuple[Sweep, range]]:
     return [(Sweep(frames, retain=retain), onward), (Sweep(frames, reverse=True), back)]
 
 
+def _ends(plan: Plan, model: SAM2Base) -> list[int]:
+    """The numbers of steps after which a sweep is at its end."""
+    ends: list[int] = []
+    for _, positions in sweeps(plan, model):
+        ends.append(len(positions) + (ends[-1] if ends else 0))
+    return ends
+
+
 def _condition(
-    plan: Plan, objects: Sequence[ObjectPlan], model: SAM2Base
+    plan: Plan, objects: Sequence[ObjectPlan], network: Network
 ) -> tuple[dict[tuple[int, ObjectId], Prediction], dict[ObjectId, MemoryBank]]:
     """Segment every prompted frame; gives predictions by (position, object) and the banks.
 
@@ -99,12 +155,12 @@ def _condition(
     memories: dict[ObjectId, dict[int, tracker.Memory]] = {o.object_id: {} for o in objects}
     frame_size = (plan.source.height, plan.source.width)
     positions = sorted({plan.position[at] for o in objects for at in o.prompts})
-    with closing(_images(plan, positions, model.image_size)) as images:
+    with closing(_images(plan, positions, network.model.image_size)) as images:
         for position, image in images:
-            features = tracker.encode(model, image)
+            [features] = network.encode(image[None])
             for one in objects:
                 if (prompts := one.prompts.get(plan.timeline[position])) is not None:
-                    prediction, memory = tracker.condition(model, features, prompts, frame_size)
+                    prediction, memory = tracker.condition(network, features, prompts, frame_size)
                     predictions[position, one.object_id] = prediction
                     memories[one.object_id][position] = memory
     return predictions, {object_id: MemoryBank(by) for object_id, by in memories.items()}
@@ -112,33 +168,39 @@ def _condition(
 
 def _sweep(
     plan: Plan,
-    model: SAM2Base,
+    lanes: Lanes,
     sweep: Sweep,
     positions: range,
-    prompted: dict[tuple[int, ObjectId], Prediction],
+    skip: int,
+    prompted: Mapping[tuple[int, ObjectId], Prediction],
     banks: dict[ObjectId, MemoryBank],
-) -> Iterator[tuple[int, dict[ObjectId, Prediction]]]:
-    """Predictions of every object, position by position; `banks` move along."""
-    needed = [
-        position
-        for position in positions
-        if any((position, object_id) not in prompted for object_id in banks)
-    ]
-    with closing(_images(plan, needed, model.image_size)) as images:
-        for position in positions:
-            predictions = {
-                object_id: prompted[position, object_id]
-                for object_id in banks
-                if (position, object_id) in prompted
-            }
-            if object_ids := [object_id for object_id in banks if object_id not in predictions]:
-                _, image = next(images)
-                features = tracker.encode(model, image)
-                held = [banks[object_id] for object_id in object_ids]
-                tracked = tracker.track(model, features, position, held, sweep)
-                for object_id, (prediction, bank) in zip(object_ids, tracked, strict=True):
-                    predictions[object_id], banks[object_id] = prediction, bank
-            yield position, predictions
+) -> Iterator[tuple[int, Step]]:
+    """The steps of a sweep but for the first `skip`; `banks` move along.
+
+    A frame is handed on only when work on the next one has begun, so that neither waits.
+    """
+    encoded = [at for at in positions if any((at, one) not in prompted for one in banks)]
+    before = bisect_left([abs(at - positions[0]) for at in encoded], skip)
+    # in the batches of an uninterrupted run: a product's rounding depends on the size of its batch
+    before -= before % lanes.frames_per_batch
+    ready: tuple[int, Step] | None = None
+    with closing(_images(plan, encoded[before:], lanes.network.model.image_size)) as images:
+        features = lanes.encode(images)
+        for at in positions[skip:]:
+            tracked_ids = [one for one in banks if (at, one) not in prompted]
+            pieces: list[Future[Tracked]] = []
+            if tracked_ids:
+                seen = next(found for position, found in features if position == at)
+                pieces = lanes.track(seen, at, [banks[one] for one in tracked_ids], sweep)
+            if ready:
+                yield ready
+            predictions = {one: prompted[at, one] for one in banks if (at, one) in prompted}
+            results = [result for piece in pieces for result in piece.result()]
+            for one, (prediction, bank) in zip(tracked_ids, results, strict=True):
+                predictions[one], banks[one] = prediction, bank
+            ready = at, Step(plan.timeline[at], predictions, dict(banks))
+        if ready:
+            yield ready
 
 
 def _is_final(plan: Plan, sweep: Sweep, position: int, is_prompted: bool) -> bool:

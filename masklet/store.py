@@ -24,7 +24,7 @@ from masklet.job import ObjectId
 SATURATION = 6.3
 _SATURATED = 16.0
 _PART_ROWS = 256
-MAX_PART_BYTES = 16 * 2**20
+MAX_PART_BYTES = 8 * 2**20  # of logits in memory, for each object
 
 
 @dataclass(frozen=True)
@@ -78,30 +78,29 @@ def object_folder(masklets: Path, object_id: ObjectId) -> Path:
 
 
 class MaskletWriter:
-    """Writes one object's rows into a folder, in parts of some `part_bytes`, as they come.
+    """Writes one object's rows into a folder, in parts, as they come.
 
-    Rows come in ascending or in descending order of frame_index. The order may turn; parts never
-    overlap.
+    Rows come in ascending or in descending order of frame_index; where the order turns, `flush`
+    keeps parts from overlapping. A writer given the `pending` rows of another goes on as that one
+    would have.
     """
 
     def __init__(
-        self, folder: Path, object_id: ObjectId, *, part_bytes: int = MAX_PART_BYTES
+        self, folder: Path, object_id: ObjectId, pending: Sequence[MaskletRow] = ()
     ) -> None:
-        self._folder, self._object_id, self._part_bytes = folder, object_id, part_bytes
-        self._rows: list[MaskletRow] = []
-        self._last: int | None = None
-        self._ascends: bool | None = None
+        self._folder, self._object_id = folder, object_id
+        self._rows = list(pending)
         folder.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def pending(self) -> tuple[MaskletRow, ...]:
+        """The rows that are in no part yet, in the order they came."""
+        return tuple(self._rows)
+
     def add(self, row: MaskletRow) -> None:
-        if self._last is not None:
-            ascends = row.frame_index > self._last
-            if self._ascends is not None and ascends != self._ascends:
-                self.flush()
-            self._ascends = ascends
-        self._last = row.frame_index
         self._rows.append(MaskletRow(row.frame_index, row.object_score, saturate(row.logits)))
-        if len(self._rows) * row.logits.nbytes >= self._part_bytes or len(self._rows) >= _PART_ROWS:
+        full = len(self._rows) * row.logits.nbytes >= MAX_PART_BYTES
+        if full or len(self._rows) >= _PART_ROWS:
             self.flush()
 
     def flush(self) -> None:

@@ -3,8 +3,8 @@
 One object's state is a `MemoryBank`: what its prompted frames and its last few tracked frames left
 behind. A frame is handled in two steps that share its features:
 
-    condition(model, features, prompts)  -> a prediction from prompts alone, and its memory
-    track(model, features, banks, …)     -> predictions from memory, one an object, and new banks
+    condition(network, features, prompts)  -> a prediction from prompts alone, and its memory
+    track(network, features, banks, …)     -> predictions from memory, one an object, and new banks
 
 Frames are counted in positions of the list of processed frames, as `SAM2VideoPredictor` counts
 them. Logits are those of that predictor (sam2/sam2_video_predictor.py, with fill_hole_area = 0):
@@ -27,6 +27,8 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor
 
+from masklet.attention import MemoryTokens
+from masklet.network import FrameFeatures, Network, Prediction
 from masklet.plan import Clicks, FramePrompts
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -35,20 +37,8 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 # SAM2VideoPredictor clamps the logits it feeds back with a refining click to this range.
 _PREVIOUS_LOGITS_RANGE = 32.0
 _TOP_LEFT, _BOTTOM_RIGHT = 2, 3
-
-
-@dataclass(frozen=True)
-class FrameFeatures:
-    """What the image encoder makes of one frame; shared by all objects.
-
-    levels: feature maps (h*w, 1, channels), from stride 4 to stride 16.
-    position: position embedding of the last level, (h*w, 1, channels).
-    sizes: (h, w) of every level.
-    """
-
-    levels: list[Tensor]
-    position: Tensor
-    sizes: list[tuple[int, int]]
+# The logits of a mask prompt, almost 0 and 1 as probabilities.
+_MASK_SCALE, _MASK_BIAS = 20.0, -10.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +52,14 @@ class Memory:
     spatial: Tensor | None
     pointer: Tensor
 
+    def to(self, device: torch.device) -> "Memory":
+        spatial = None if self.spatial is None else self.spatial.to(device)
+        return Memory(spatial, self.pointer.to(device))
+
+    @property
+    def nbytes(self) -> int:
+        return self.pointer.nbytes + (0 if self.spatial is None else self.spatial.nbytes)
+
 
 @dataclass(frozen=True)
 class MemoryBank:
@@ -74,17 +72,17 @@ class MemoryBank:
     conditioning: Mapping[int, Memory]
     tracked: Mapping[int, Memory] = field(default_factory=dict)
 
+    def to(self, device: torch.device) -> "MemoryBank":
+        return MemoryBank(
+            {at: memory.to(device) for at, memory in self.conditioning.items()},
+            {at: memory.to(device) for at, memory in self.tracked.items()},
+        )
 
-@dataclass(frozen=True)
-class Prediction:
-    """One object on one frame.
-
-    logits: (image_size / 4, image_size / 4) float32, > 0 on the object; all -1024 without one.
-    object_score: logit of the object being there, a scalar float32 tensor.
-    """
-
-    logits: Tensor
-    object_score: Tensor
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all memories, which is what the tracker holds for the object."""
+        memories = [*self.conditioning.values(), *self.tracked.values()]
+        return sum(memory.nbytes for memory in memories)
 
 
 @dataclass(frozen=True)
@@ -115,16 +113,8 @@ def preprocess(frame: NDArray[np.uint8], image_size: int) -> Tensor:
 
 
 @torch.inference_mode()
-def encode(model: SAM2Base, image: Tensor) -> FrameFeatures:
-    """Run the image encoder on one preprocessed frame (3, image_size, image_size)."""
-    backbone = model.forward_image(image[None].to(model.device))
-    _, levels, positions, sizes = model._prepare_backbone_features(backbone)
-    return FrameFeatures(levels, positions[-1], sizes)
-
-
-@torch.inference_mode()
 def condition(
-    model: SAM2Base, features: FrameFeatures, prompts: FramePrompts, frame_size: tuple[int, int]
+    network: Network, features: FrameFeatures, prompts: FramePrompts, frame_size: tuple[int, int]
 ) -> tuple[Prediction, Memory]:
     """Segment one object on a prompted frame, without any memory, and make the frame's memory.
 
@@ -134,23 +124,25 @@ def condition(
     prediction: Prediction | None = None
     pointer = torch.empty(0)
     if prompts.mask is not None:
-        prediction, pointer = _from_mask(model, features, prompts.mask)
+        prediction, pointer = _from_mask(network, features, prompts.mask)
     points: Tensor | None = None
     labels: Tensor | None = None
     for clicks in prompts.clicks:
-        coordinates, kinds = _as_points(model, clicks, frame_size)
+        coordinates, kinds = _as_points(network.model, clicks, frame_size)
         points = coordinates if points is None else torch.cat([points, coordinates], dim=1)
         labels = kinds if labels is None else torch.cat([labels, kinds], dim=1)
-        prediction, pointer = _from_points(model, features, points, labels, prediction)
+        prediction, pointer = _from_points(network, features, points, labels, prediction)
     if prediction is None:
         raise ValueError("a prompted frame has a mask or clicks")
-    spatial = _encode_memory(model, features, [prediction], from_prompts=True)
+    spatial = network.encode_memory(
+        features, prediction.logits[None], prediction.object_score[None], from_prompts=True
+    )
     return prediction, Memory(spatial[0], pointer)
 
 
 @torch.inference_mode()
 def track(
-    model: SAM2Base,
+    network: Network,
     features: FrameFeatures,
     position: int,
     banks: Sequence[MemoryBank],
@@ -160,23 +152,37 @@ def track(
 
     Returns a prediction and the next memory bank for every bank, in the order of `banks`.
     """
-    layouts = [_recall(model, bank, position, sweep) for bank in banks]
+    recalls = [_recall(network.model, bank, position, sweep) for bank in banks]
 
     def layout(index: int) -> tuple[int, int]:
-        return len(layouts[index].spatial), len(layouts[index].pointers)
+        return len(recalls[index].spatial), len(recalls[index].pointers)
 
     tracked: dict[int, tuple[Prediction, MemoryBank]] = {}
     for _, group in groupby(sorted(range(len(banks)), key=layout), key=layout):
         indices = list(group)
-        recalls = [layouts[index] for index in indices]
-        conditioned = _attend(model, features, recalls, _pointer_cap(model, sweep))
-        predictions, pointers = _decode(model, features, conditioned, None, None, None)
-        spatial = _encode_memory(model, features, predictions, from_prompts=False)
-        for row, index in enumerate(indices):
-            memory = Memory(spatial[row], pointers[row])
-            bank = _remember(model, banks[index], position, memory, sweep)
-            tracked[index] = predictions[row], bank
+        memory = _memory_tokens(network.model, [recalls[index] for index in indices], sweep)
+        for index, prediction, made in zip(
+            indices, *_track_batch(network, features, memory), strict=True
+        ):
+            bank = _remember(network.model, banks[index], position, made, sweep)
+            tracked[index] = prediction, bank
     return [tracked[index] for index in range(len(banks))]
+
+
+def _track_batch(
+    network: Network, features: FrameFeatures, memory: MemoryTokens
+) -> tuple[list[Prediction], list[Memory]]:
+    fused = network.fusion(features.tokens(), features.position, memory)
+    conditioned = fused.transpose(1, 2).reshape(len(fused), *features.maps[-1].shape[1:])
+    multimask = _takes_best_of_three(network.model, num_points=0)
+    logits, scores, pointers = network.decode(features, conditioned, multimask=multimask)
+    spatial = network.encode_memory(features, logits, scores, from_prompts=False)
+    predictions = [Prediction(*row) for row in zip(logits, scores, strict=True)]
+    # cloned: a view would keep the memory of the whole batch as long as one object needs its own
+    memories = [
+        Memory(*(part.clone() for part in row)) for row in zip(spatial, pointers, strict=True)
+    ]
+    return predictions, memories
 
 
 # ---------------------------------------------------------------------------------------------
@@ -199,40 +205,59 @@ def _as_points(
     return points[None].to(model.device), labels[None].to(model.device)
 
 
+def _takes_best_of_three(model: SAM2Base, num_points: int) -> bool:
+    """Whether the prompt leaves so much open that three masks compete."""
+    return bool(
+        model.multimask_output_in_sam
+        and model.multimask_min_pt_num <= num_points <= model.multimask_max_pt_num
+        and (num_points > 0 or model.multimask_output_for_tracking)
+    )
+
+
 def _from_points(
-    model: SAM2Base,
+    network: Network,
     features: FrameFeatures,
     points: Tensor,
     labels: Tensor,
     previous: Prediction | None,
 ) -> tuple[Prediction, Tensor]:
     """Decode with clicks; a previous prediction on the frame is refined."""
-    previous_logits = None
+    hint = None
     if previous is not None:
         limit = _PREVIOUS_LOGITS_RANGE
-        previous_logits = previous.logits[None, None].clamp(-limit, limit)
-    without_memory = _as_map(features.levels[-1] + model.no_mem_embed, features.sizes[-1])
-    predictions, pointers = _decode(
-        model, features, without_memory, points, labels, previous_logits
+        hint = previous.logits[None, None].clamp(-limit, limit)
+    without_memory = features.maps[-1] + network.model.no_mem_embed[0, 0][:, None, None]
+    multimask = _takes_best_of_three(network.model, points.shape[1])
+    logits, scores, pointers = network.decode(
+        features, without_memory, points, labels, hint, multimask
     )
-    return predictions[0], pointers[0]
+    return Prediction(logits[0], scores[0]), pointers[0]
 
 
 def _from_mask(
-    model: SAM2Base, features: FrameFeatures, mask: NDArray[np.bool_]
+    network: Network, features: FrameFeatures, mask: NDArray[np.bool_]
 ) -> tuple[Prediction, Tensor]:
-    """Take a mask (H, W) as the prediction; only its object pointer comes from the decoder."""
+    """Take a mask (H, W) as the prediction; only its object pointer comes from the decoder.
+
+    The decoder sees the frame without the embedding that says there is no memory.
+    """
+    model = network.model
     pixels = torch.from_numpy(mask)[None, None].float().to(model.device)
     size = (model.image_size, model.image_size)
     if mask.shape != size:
-        pixels = F.interpolate(
-            pixels, size=size, mode="bilinear", align_corners=False, antialias=True
-        )
+        pixels = _shrink(pixels, size)
         pixels = (pixels >= 0.5).float()
-    _, _, _, logits, _, pointer, score = model._use_mask_as_output(
-        _as_map(features.levels[-1], features.sizes[-1]), _high_resolution(features, 1), pixels
-    )
-    return Prediction(logits[0, 0], score[0, 0]), pointer[0]
+    low = (model.image_size // 4, model.image_size // 4)
+    logits = _shrink(pixels * _MASK_SCALE + _MASK_BIAS, low)[0, 0]
+    hint = model.mask_downsample(pixels)
+    _, _, pointer = network.decode(features, features.maps[-1], mask=hint, multimask=False)
+    present = pixels.flatten(1).any(1, keepdim=True)
+    score = _MASK_SCALE * present.float() + _MASK_BIAS
+    return Prediction(logits, score[0, 0]), network.pointer_or_none(pointer, present)[0]
+
+
+def _shrink(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -254,27 +279,45 @@ class _Recall:
 def _recall(model: SAM2Base, bank: MemoryBank, position: int, sweep: Sweep) -> _Recall:
     """Choose from the bank what the frame at `position` attends to (section 4 of the paper).
 
-    Spatial memories: every conditioning frame, future ones too, and the num_maskmem - 1 nearest
-    frames already passed. Object pointers: conditioning frames already passed, and the nearest
-    frames already passed, up to the cap.
+    Spatial memories: conditioning frames, future ones too, and the num_maskmem - 1 nearest frames
+    already passed. Object pointers: conditioning frames already passed, and the nearest frames
+    already passed, up to the cap.
     """
     step = 1 if sweep.reverse else -1
+    conditioning = _nearest(bank.conditioning, position, model.max_cond_frames_in_attn)
+    # a conditioning frame that is not chosen counts as a tracked one
+    passed = {at: m for at, m in bank.conditioning.items() if at not in conditioning}
+    passed |= bank.tracked
     near = [
-        (bank.tracked.get(position + step * distance), distance)
+        (passed.get(position + step * distance), distance)
         for distance in range(model.num_maskmem - 1, 0, -1)
     ]
-    spatial = [(memory, 0) for memory in bank.conditioning.values()]
+    spatial = [(memory, 0) for memory in conditioning.values()]
     spatial += [(memory, distance) for memory, distance in near if memory is not None]
 
     pointers = [
         (memory.pointer, abs(position - at))
-        for at, memory in bank.conditioning.items()
+        for at, memory in conditioning.items()
         if (at >= position if sweep.reverse else at <= position)
     ]
     for distance in range(1, _pointer_cap(model, sweep)):
-        if (memory := bank.tracked.get(position + step * distance)) is not None:
+        if (memory := passed.get(position + step * distance)) is not None:
             pointers.append((memory.pointer, distance))
     return _Recall([(_kept(memory), distance) for memory, distance in spatial], pointers)
+
+
+def _nearest(conditioning: Mapping[int, Memory], position: int, limit: int) -> Mapping[int, Memory]:
+    """The conditioning frames that may be attended to; all of them if `limit` is -1.
+
+    Otherwise the nearest before and after the frame, and then the nearest ones of the rest.
+    """
+    if limit == -1 or len(conditioning) <= limit:
+        return conditioning
+    before = [max((at for at in conditioning if at < position), default=None)]
+    after = [min((at for at in conditioning if at >= position), default=None)]
+    chosen = [at for at in before + after if at is not None]
+    rest = sorted(conditioning.keys() - set(chosen), key=lambda at: (abs(at - position), at))
+    return {at: conditioning[at] for at in [*chosen, *rest[: limit - len(chosen)]]}
 
 
 def _remember(
@@ -301,124 +344,41 @@ def _kept(memory: Memory) -> Tensor:
     return memory.spatial
 
 
-def _attend(
-    model: SAM2Base, features: FrameFeatures, recalls: Sequence[_Recall], pointer_cap: int
-) -> Tensor:
-    """Fuse the frame's features with each object's memory: (objects, d_model, h, w).
+def _memory_tokens(model: SAM2Base, recalls: Sequence[_Recall], sweep: Sweep) -> MemoryTokens:
+    """Memories as tokens; all recalls have the same number of maps and of pointers.
 
-    All recalls have the same number of spatial memories and of pointers.
-    """
-    tokens, positions = _spatial_tokens(model, recalls)
-    num_pointer_tokens = 0
-    if recalls[0].pointers:
-        pointer_tokens, pointer_positions = _pointer_tokens(model, recalls, pointer_cap)
-        num_pointer_tokens = len(pointer_tokens)
-        tokens = torch.cat([tokens, pointer_tokens])
-        positions = torch.cat([positions, pointer_positions])
-    fused = model.memory_attention(
-        curr=features.levels[-1].expand(-1, len(recalls), -1),
-        curr_pos=features.position.expand(-1, len(recalls), -1),
-        memory=tokens,
-        memory_pos=positions,
-        num_obj_ptr_tokens=num_pointer_tokens,
-    )
-    return _as_map(fused, features.sizes[-1])
-
-
-def _spatial_tokens(model: SAM2Base, recalls: Sequence[_Recall]) -> tuple[Tensor, Tensor]:
-    """Memory maps as tokens and their position embeddings, both (memories*h*w, objects, mem_dim).
-
-    The temporal embeddings count frames from the nearest one; prompted frames have the last, which
-    index -1 picks for distance 0.
+    The temporal embeddings count frames from the nearest one; prompted frames have the last.
     """
     maps = torch.stack([torch.stack([m for m, _ in recall.spatial]) for recall in recalls]).float()
-    ages = torch.tensor([[distance for _, distance in recall.spatial] for recall in recalls])
-    tokens = maps.flatten(3).permute(1, 3, 0, 2)
-    where = model.memory_encoder.position_encoding(maps[:1, 0]).flatten(2).permute(2, 0, 1)
-    when = model.maskmem_tpos_enc[ages.T - 1, 0, 0]
-    return tokens.flatten(0, 1), (where[None] + when[:, None]).flatten(0, 1)
+    ages = torch.tensor([[distance - 1 for _, distance in recall.spatial] for recall in recalls])
+    tokens = maps.flatten(3).transpose(2, 3).flatten(1, 2)
+    pointers, positions = _pointer_tokens(model, recalls, _pointer_cap(model, sweep))
+    return MemoryTokens(
+        torch.cat([tokens, pointers], dim=1),
+        (ages % model.num_maskmem).to(tokens.device),
+        positions,
+    )
 
 
 def _pointer_tokens(
     model: SAM2Base, recalls: Sequence[_Recall], pointer_cap: int
 ) -> tuple[Tensor, Tensor]:
-    """Object pointers as tokens and their embeddings, both (pointers*splits, objects, mem_dim).
+    """Object pointers as tokens and their embeddings, both (objects, pointers * splits, mem_dim).
 
     A pointer is wider than a memory token, so it is cut into d_model / mem_dim of them.
     """
+    if not recalls[0].pointers:
+        none = torch.zeros(len(recalls), 0, model.mem_dim, device=model.device)
+        return none, none
     pointers = torch.stack([torch.stack([p for p, _ in recall.pointers]) for recall in recalls])
     splits = pointers.shape[-1] // model.mem_dim
-    objects, count, _ = pointers.shape
-    tokens = pointers.reshape(objects, count * splits, model.mem_dim).transpose(0, 1)
-    # what upstream calls t_diff_max, the farthest a pointer can be
-    distances = torch.tensor([[d for _, d in recall.pointers] for recall in recalls]).T
+    tokens = pointers.reshape(len(recalls), -1, model.mem_dim)
+    # upstream divides by what it calls t_diff_max, the farthest a pointer can be
+    distances = torch.tensor([[d for _, d in recall.pointers] for recall in recalls])
     if model.add_tpos_enc_to_obj_ptrs:
         width = model.hidden_dim if model.proj_tpos_enc_in_obj_ptrs else model.mem_dim
         when = get_1d_sine_pe(distances.to(tokens.device) / (pointer_cap - 1), dim=width)
         positions = model.obj_ptr_tpos_proj(when)
     else:
         positions = tokens.new_zeros(*distances.shape, model.mem_dim)
-    return tokens, positions.repeat_interleave(splits, dim=0)
-
-
-# ---------------------------------------------------------------------------------------------
-# The parts of the network
-
-
-def _decode(
-    model: SAM2Base,
-    features: FrameFeatures,
-    conditioned: Tensor,
-    points: Tensor | None,
-    labels: Tensor | None,
-    previous_logits: Tensor | None,
-) -> tuple[list[Prediction], Tensor]:
-    """Run prompt encoder and mask decoder on a batch of objects.
-
-    Returns a prediction an object, and their pointers (objects, d_model).
-    """
-    prompted = points is not None
-    inputs = {"point_coords": points, "point_labels": labels} if prompted else None
-    _, _, _, logits, _, pointers, scores = model._forward_sam_heads(
-        backbone_features=conditioned,
-        point_inputs=inputs,
-        mask_inputs=previous_logits,
-        high_res_features=_high_resolution(features, len(conditioned)),
-        multimask_output=model._use_multimask(prompted, inputs),
-    )
-    return [Prediction(*row) for row in zip(logits[:, 0], scores[:, 0], strict=True)], pointers
-
-
-def _encode_memory(
-    model: SAM2Base,
-    features: FrameFeatures,
-    predictions: Sequence[Prediction],
-    *,
-    from_prompts: bool,
-) -> Tensor:
-    """Run the memory encoder on a batch of predictions: (objects, mem_dim, h, w) bfloat16.
-
-    Stored in bfloat16 as upstream does, which halves the state.
-    """
-    logits = torch.stack([prediction.logits for prediction in predictions])[:, None]
-    size = (model.image_size, model.image_size)
-    memory, _ = model._encode_new_memory(
-        current_vision_feats=[features.levels[-1].expand(-1, len(predictions), -1)],
-        feat_sizes=features.sizes[-1:],
-        pred_masks_high_res=F.interpolate(logits, size=size, mode="bilinear", align_corners=False),
-        object_score_logits=torch.stack([p.object_score for p in predictions])[:, None],
-        is_mask_from_pts=from_prompts,
-    )
-    return torch.as_tensor(memory).to(torch.bfloat16)
-
-
-def _high_resolution(features: FrameFeatures, batch: int) -> list[Tensor]:
-    return [
-        _as_map(level, size).expand(batch, -1, -1, -1)
-        for level, size in zip(features.levels[:-1], features.sizes[:-1], strict=True)
-    ]
-
-
-def _as_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(h*w, batch, channels) -> (batch, channels, h, w)."""
-    return tokens.permute(1, 2, 0).reshape(tokens.shape[1], tokens.shape[2], *size)
+    return tokens, positions.repeat_interleave(splits, dim=1)

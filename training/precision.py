@@ -19,7 +19,7 @@ SLOWER_IN_BFLOAT16 = (
 
 
 class FloatKernels(TorchFunctionMode):
-    """Runs in float32 what autocast would run in bfloat16 although its CPU kernels are slower there.
+    """Runs in float32 what autocast would run in bfloat16, where its CPU kernels are slower.
 
     Measured on nano's training step: bfloat16 attention takes twice the time of float32 backwards.
     """

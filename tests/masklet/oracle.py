@@ -26,11 +26,24 @@ Logits = dict[tuple[int, ObjectId], Tensor]
 
 def make_oracle(spec: ModelSpec, model: SAM2Base) -> Any:
     """Upstream's predictor with the config and the weights of `model`."""
+    predictor = build_oracle(spec)
+    predictor.load_state_dict(model.state_dict(), strict=True)
+    return predictor
+
+
+def build_oracle(spec: ModelSpec, **changes: Any) -> Any:
+    """Upstream's predictor with the weights torch's generator gives it.
+
+    It is a `SAM2Base`, so our tracker runs on it as well.
+
+    Args:
+        changes: options of `SAM2VideoPredictor` that are other than in the config.
+    """
     config = model_config(spec)
     config["_target_"] = "sam2.sam2_video_predictor.SAM2VideoPredictor"
     config["fill_hole_area"] = 0
+    config.update(changes)
     predictor = instantiate(config, _recursive_=True).eval()
-    predictor.load_state_dict(model.state_dict(), strict=True)
 
     def widen(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, {**kwargs, "memory": kwargs["memory"].float()}

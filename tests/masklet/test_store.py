@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ def smooth(seed: int, size: int = 64) -> np.ndarray[Any, Any]:
 def write(folder: Path, indices: list[int], object_id: int | str = 1) -> list[MaskletRow]:
     rows = [MaskletRow(index, float(index), smooth(index)) for index in indices]
     writer = MaskletWriter(folder, object_id)
-    for row in rows:
+    for row, following in pairwise([*rows, rows[0]]):
         writer.add(row)
+        if following.frame_index < rows[0].frame_index < row.frame_index:
+            writer.flush()
     writer.flush()
     return rows
 

@@ -17,10 +17,11 @@ from sam2.utils.misc import load_video_frames
 
 from masklet.media import Source, probe, read_frames, write_video
 from masklet.models import find_model
+from masklet.network import Network
 from masklet.plan import Clicks, Direction, FramePrompts, ObjectPlan, Plan
 from masklet.propagate import segment_frames
 from masklet.store import upsample
-from masklet.tracker import MemoryBank, Sweep, condition, encode, preprocess, track
+from masklet.tracker import MemoryBank, Sweep, condition, preprocess, track
 from tests.conftest import FRAMES, HEIGHT, WIDTH, disc, picture
 from tests.masklet.oracle import Logits, Prompts, make_oracle, oracle_logits
 
@@ -62,7 +63,7 @@ def plan_of(
 
 def our_logits(plan: Plan, model: SAM2Base) -> Logits:
     found: Logits = {}
-    for frame_index, predictions in segment_frames(plan, plan.object_ids, model):
+    for frame_index, predictions, _ in segment_frames(plan, plan.object_ids, Network.of(model)):
         for object_id, prediction in predictions.items():
             key = plan.position[frame_index], object_id
             assert key not in found, "an object was predicted twice on a frame"
@@ -211,7 +212,7 @@ def test_any_prompts_give_the_oracles_logits(
 def test_objects_alone_are_as_in_a_batch(source: Source, nano: SAM2Base) -> None:
     together = our_logits(plan_of(source, EVERY_KIND), nano)
     plan = plan_of(source, EVERY_KIND)
-    for frame_index, predictions in segment_frames(plan, ["late"], nano):
+    for frame_index, predictions, _ in segment_frames(plan, ["late"], Network.of(nano)):
         assert list(predictions) == ["late"]
         difference = predictions["late"].logits - together[frame_index, "late"]
         assert difference.abs().max() <= TRACKED_TOLERANCE
@@ -225,12 +226,12 @@ def tensors(bank: MemoryBank) -> int:
 
 
 def test_memory_does_not_grow_with_the_video(nano: SAM2Base) -> None:
-    image = torch.zeros(3, nano.image_size, nano.image_size)
-    features = encode(nano, image)
-    _, memory = condition(nano, features, said(click((40, 45, 1))), (HEIGHT, WIDTH))
+    network = Network.of(nano)
+    [features] = network.encode(torch.zeros(1, 3, nano.image_size, nano.image_size))
+    _, memory = condition(network, features, said(click((40, 45, 1))), (HEIGHT, WIDTH))
     bank, sizes = MemoryBank({0: memory}), []
     for position in range(1, 60):
-        [(_, bank)] = track(nano, features, position, [bank], Sweep(60))
+        [(_, bank)] = track(network, features, position, [bank], Sweep(60))
         sizes.append(tensors(bank))
     assert len(bank.tracked) == 15
     assert sum(memory.spatial is not None for memory in bank.tracked.values()) == 6
@@ -238,12 +239,13 @@ def test_memory_does_not_grow_with_the_video(nano: SAM2Base) -> None:
 
 
 def test_the_way_back_finds_the_frames_after_the_start(nano: SAM2Base) -> None:
-    features = encode(nano, torch.zeros(3, nano.image_size, nano.image_size))
-    _, memory = condition(nano, features, said(click((40, 45, 1))), (HEIGHT, WIDTH))
+    network = Network.of(nano)
+    [features] = network.encode(torch.zeros(1, 3, nano.image_size, nano.image_size))
+    _, memory = condition(network, features, said(click((40, 45, 1))), (HEIGHT, WIDTH))
     bank = MemoryBank({10: memory})
     for position in range(11, 60):
         sweep = Sweep(60, retain=range(11, 26))
-        [(_, bank)] = track(nano, features, position, [bank], sweep)
+        [(_, bank)] = track(network, features, position, [bank], sweep)
     kept: Mapping[int, Any] = bank.tracked
     assert set(range(11, 26)) <= set(kept)
     assert all(kept[position].spatial is not None for position in range(11, 17))

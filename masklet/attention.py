@@ -1,0 +1,201 @@
+"""Memory attention: how a frame's features are fused with an object's memory.
+
+The layers and weights are those of `sam2.modeling.memory_attention.MemoryAttention`; the arithmetic
+is arranged for speed.
+
+- Rotary position embedding turns pairs of channels by an angle. Queries and keys are turned alike
+  and only their products count, so the rows of their projections are reordered once, all first
+  channels of the pairs before all second ones, and real numbers do what upstream does with complex.
+- A key is a projection of memory plus embedding. The embedding's part depends on place and age
+  alone, so it is projected and turned beforehand.
+- Attention weights add up to 1, so the bias of the values moves into the output projection.
+
+Activations between the matrix products are float32, whatever the precision of the weights.
+"""
+
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
+from sam2.modeling.sam.transformer import RoPEAttention
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class MemoryTokens:
+    """What B objects attend to, as many tokens for each.
+
+    tokens: (B, maps * h * w + pointers, mem_dim), first the memory maps, then object pointers.
+    ages: temporal position of each map, (B, maps) int64, an index of `Fusion.places`.
+    pointer_position: embeddings of the pointers, (B, pointers, mem_dim).
+    """
+
+    tokens: Tensor
+    ages: Tensor
+    pointer_position: Tensor
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """A linear layer: weight (out, in) in the precision of products, bias (out,) float32."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x.to(self.weight.dtype) @ self.weight.T).float() + self.bias
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """One attention block; queries and keys come with their channel pairs reordered.
+
+    places: the turned keys of embeddings alone, (ages, h * w, channels) float32; empty in
+    self-attention.
+    """
+
+    query: _Projection
+    key: _Projection
+    value: Tensor
+    out: _Projection
+    places: Tensor
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """The memory attention of a model for feature maps of one size, ready to run.
+
+    cos, sin: the angles of every place, (h * w, d_model / 2).
+    """
+
+    attention: MemoryAttention
+    blocks: list[tuple[_Attention, _Attention]]
+    cos: Tensor
+    sin: Tensor
+
+    @staticmethod
+    @torch.inference_mode()
+    def of(attention: MemoryAttention, embeddings: Tensor, dtype: torch.dtype) -> "Fusion":
+        """Prepare the weights.
+
+        Args:
+            embeddings: position embeddings of memory maps, by age, (ages, h * w, mem_dim).
+            dtype: precision of the matrix products.
+        """
+        side = isqrt(embeddings.shape[1])
+        turns = attention.layers[0].self_attn.compute_cis(end_x=side, end_y=side)
+        turns = turns.to(embeddings.device)
+        cos, sin = turns.real.contiguous(), turns.imag.contiguous()
+        blocks = []
+        for layer in attention.layers:
+            _check(layer)
+            across = layer.cross_attn_image
+            places = _turn(_reordered(across.k_proj, torch.float32)(embeddings), cos, sin)
+            blocks.append(
+                (
+                    _prepare(layer.self_attn, embeddings.new_empty(0), dtype),
+                    _prepare(across, places, dtype),
+                )
+            )
+        return Fusion(attention, blocks, cos, sin)
+
+    def __call__(self, image: Tensor, position: Tensor, memory: MemoryTokens) -> Tensor:
+        """Fuse a frame's features with the memory of B objects.
+
+        Args:
+            image: the frame's coarsest features, (1, h * w, d_model); position: their embedding.
+
+        Returns:
+            (B, h * w, d_model) float32.
+        """
+        fused = image + 0.1 * position if self.attention.pos_enc_at_input else image
+        for layer, (within, across) in zip(self.attention.layers, self.blocks, strict=True):
+            fused = fused + self._self_attention(within, layer.norm1(fused))
+            fused = fused + self._cross_attention(across, layer.norm2(fused), memory)
+            hidden = layer.activation(_linear(layer.linear1, layer.norm3(fused)))
+            fused = fused + _linear(layer.linear2, hidden).float()
+        return torch.as_tensor(self.attention.norm(fused))
+
+    def _self_attention(self, block: _Attention, x: Tensor) -> Tensor:
+        queries = _turn(block.query(x), self.cos, self.sin)
+        keys = _turn(block.key(x), self.cos, self.sin)
+        return _attend(block, queries, keys, x)
+
+    def _cross_attention(self, block: _Attention, x: Tensor, memory: MemoryTokens) -> Tensor:
+        queries = _turn(block.query(x), self.cos, self.sin).expand(len(memory.tokens), -1, -1)
+        objects, maps = memory.ages.shape
+        by_map = objects, maps, len(self.cos), -1
+        spatial = maps * len(self.cos)
+        projected = (memory.tokens.to(block.key.weight.dtype) @ block.key.weight.T).float()
+        keys = torch.empty_like(projected)
+        keys_by_map = keys[:, :spatial].view(by_map)
+        for keys_of_one, ages in zip(keys_by_map, memory.ages, strict=True):
+            torch.index_select(block.places, 0, ages, out=keys_of_one)
+        _add_turned(keys_by_map, projected[:, :spatial].view(by_map), self.cos, self.sin)
+        torch.add(projected[:, spatial:], block.key(memory.pointer_position), out=keys[:, spatial:])
+        return _attend(block, queries, keys, memory.tokens)
+
+
+def _attend(block: _Attention, queries: Tensor, keys: Tensor, memory: Tensor) -> Tensor:
+    """Queries (B, n, c) and keys (B, m, c) float32, memory (B, m, mem_dim) -> (B, n, d_model)."""
+    dtype = block.value.dtype
+    values = memory.to(dtype) @ block.value.T
+    # on the CPU products of attention are no faster in bfloat16, and casting costs
+    wide = torch.float32 if keys.device.type == "cpu" else dtype
+    mixed = F.scaled_dot_product_attention(
+        queries.to(wide)[:, None], keys.to(wide)[:, None], values.to(wide)[:, None]
+    )
+    return block.out(mixed[:, 0])
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn reordered channels (..., n, c) by the angles (n, c / 2) of their places."""
+    turned = torch.zeros_like(x)
+    _add_turned(turned, x, cos, sin)
+    return turned
+
+
+def _add_turned(into: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    first, second = x.chunk(2, dim=-1)
+    to_first, to_second = into.chunk(2, dim=-1)
+    to_first.addcmul_(first, cos).addcmul_(second, sin, value=-1)
+    to_second.addcmul_(first, sin).addcmul_(second, cos)
+
+
+def _prepare(attention: RoPEAttention, places: Tensor, dtype: torch.dtype) -> _Attention:
+    value, out = attention.v_proj, attention.out_proj
+    return _Attention(
+        query=_reordered(attention.q_proj, dtype),
+        key=_reordered(attention.k_proj, dtype),
+        value=value.weight.to(dtype),
+        out=_Projection(
+            out.weight.to(dtype), out.bias.float() + out.weight.float() @ value.bias.float()
+        ),
+        places=places,
+    )
+
+
+def _reordered(layer: nn.Linear, dtype: torch.dtype) -> _Projection:
+    """The projection with its output's pairs of channels taken apart."""
+    weight, bias = layer.weight, layer.bias
+    return _Projection(
+        torch.cat([weight[0::2], weight[1::2]]).to(dtype),
+        torch.cat([bias[0::2], bias[1::2]]).float(),
+    )
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer in the precision of its weights."""
+    return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
+
+
+def _check(layer: MemoryAttentionLayer) -> None:
+    """All published models share these options; others would need other arithmetic."""
+    rotary = isinstance(layer.self_attn, RoPEAttention)
+    rotary = rotary and isinstance(layer.cross_attn_image, RoPEAttention)
+    one_head = rotary and layer.self_attn.num_heads == layer.cross_attn_image.num_heads == 1
+    positions = layer.pos_enc_at_attn, layer.pos_enc_at_cross_attn_queries
+    if not one_head or any(positions) or not layer.pos_enc_at_cross_attn_keys:
+        raise ValueError("memory attention with other options than SAM 2's published models")

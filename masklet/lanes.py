@@ -1,0 +1,130 @@
+"""Threads that share the cores: frames are encoded ahead while objects are tracked.
+
+The image encoder needs no memory and objects do not need each other, so a frame's work falls into
+independent pieces. On a CPU several small pieces at once, each on few cores, are done sooner than
+one after another on all cores.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from masklet import tracker
+from masklet.errors import UserError
+from masklet.network import FrameFeatures, Network, Prediction
+from masklet.tracker import MemoryBank, Sweep
+
+_log = logging.getLogger(__name__)
+
+# A GPU is filled by large batches; on a CPU they only lengthen the wait for the slowest piece.
+_OBJECTS_PER_BATCH = {"cpu": 2}
+_FRAMES_PER_BATCH = {"cpu": 1}
+_MANY_OBJECTS, _MANY_FRAMES = 64, 4
+_BATCHES_AHEAD = 3
+
+Tracked = list[tuple[Prediction, MemoryBank]]
+
+
+class Lanes:
+    """Worker threads for one network; a context manager.
+
+    objects_per_batch, frames_per_batch: how much goes through the network at once. They are halved
+    for good, with a warning, when a batch does not fit into memory.
+    """
+
+    def __init__(self, network: Network, objects: int) -> None:
+        self.network = network
+        device = network.model.device.type
+        self.objects_per_batch = _OBJECTS_PER_BATCH.get(device, _MANY_OBJECTS)
+        self.frames_per_batch = _FRAMES_PER_BATCH.get(device, _MANY_FRAMES)
+        self._threads = torch.get_num_threads()
+        lanes = min(self._threads, 1 + -(-objects // self.objects_per_batch))
+        self._pool = ThreadPoolExecutor(
+            lanes, initializer=torch.set_num_threads, initargs=(self._threads // lanes,)
+        )
+
+    def __enter__(self) -> "Lanes":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._threads)
+
+    def encode(self, images: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, FrameFeatures]]:
+        """Encode frames (position, image) some batches ahead of the one that is asked for."""
+        ahead: deque[tuple[list[int], Future[list[FrameFeatures]]]] = deque()
+        size = self.frames_per_batch
+
+        def submit() -> None:
+            if batch := list(islice(images, size)):
+                positions, pictures = zip(*batch, strict=True)
+                ahead.append((list(positions), self._pool.submit(self._encode, pictures)))
+
+        for _ in range(_BATCHES_AHEAD):
+            submit()
+        while ahead:
+            positions, encoded = ahead.popleft()
+            submit()
+            yield from zip(positions, encoded.result(), strict=True)
+
+    def track(
+        self, features: FrameFeatures, position: int, banks: Sequence[MemoryBank], sweep: Sweep
+    ) -> list[Future[Tracked]]:
+        """Start tracking objects on a frame; the results together are in the order of `banks`."""
+        size = self.objects_per_batch
+        return [
+            self._pool.submit(self._track, features, position, banks[at : at + size], sweep)
+            for at in range(0, len(banks), size)
+        ]
+
+    def _track(
+        self, features: FrameFeatures, position: int, banks: Sequence[MemoryBank], sweep: Sweep
+    ) -> Tracked:
+        try:
+            return tracker.track(self.network, features, position, banks, sweep)
+        except RuntimeError as error:
+            half = self._half(error, len(banks), "objects")
+        self.objects_per_batch = min(self.objects_per_batch, half)
+        return [
+            one
+            for part in (banks[:half], banks[half:])
+            for one in self._track(features, position, part, sweep)
+        ]
+
+    def _encode(self, images: Sequence[Tensor]) -> list[FrameFeatures]:
+        try:
+            return self.network.encode(torch.stack(list(images)))
+        except RuntimeError as error:
+            half = self._half(error, len(images), "frames")
+        self.frames_per_batch = min(self.frames_per_batch, half)
+        return [one for part in (images[:half], images[half:]) for one in self._encode(part)]
+
+    def _half(self, error: RuntimeError, size: int, what: str) -> int:
+        """Half of a batch that did not fit into memory; raises all other errors again."""
+        if not _is_out_of_memory(error):
+            raise error
+        if size == 1:
+            raise UserError(
+                f"out of memory with one of the {what} at a time; free some memory, or use a "
+                "smaller model"
+            ) from error
+        _log.warning("out of memory with %d %s at a time; going on with %d", size, what, size // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return size // 2
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # the CPU's allocator raises a RuntimeError of no class of its own
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
