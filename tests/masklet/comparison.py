@@ -1,0 +1,127 @@
+"""Our tracker beside the oracle: prompts said shortly, plans of them, and what "the same" means."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sam2.modeling.sam2_base import SAM2Base
+
+from masklet.media import Source, read_frames
+from masklet.models import find_model
+from masklet.network import Network
+from masklet.plan import Clicks, Direction, FramePrompts, ObjectPlan, Plan
+from masklet.propagate import segment_frames
+from masklet.store import upsample
+from masklet.tracker import preprocess
+from tests.masklet.oracle import Logits, Prompts, build_oracle, oracle_logits
+
+PROMPTED_TOLERANCE, TRACKED_TOLERANCE = 1e-3, 1e-2
+SAME_PIXELS = 0.9999
+
+
+def click(*points: tuple[float, float, int], box: tuple[float, ...] | None = None) -> Clicks:
+    """Clicks given as (x, y, label)."""
+    return Clicks(
+        np.array([point[:2] for point in points], np.float32).reshape(-1, 2),
+        np.array([point[2] for point in points], np.int32),
+        None if box is None else np.array(box, np.float32),
+    )
+
+
+def said(*clicks: Clicks, mask: NDArray[np.bool_] | None = None) -> FramePrompts:
+    return FramePrompts(mask, clicks)
+
+
+def plan_of(
+    source: Source,
+    prompts: Prompts,
+    direction: Direction = "forward",
+    timeline: Sequence[int] | None = None,
+) -> Plan:
+    """A plan over some frames of the source, all without a timeline."""
+    objects = tuple(ObjectPlan(object_id, by) for object_id, by in prompts.items())
+    frames = range(source.num_frames) if timeline is None else timeline
+    return Plan(source, tuple(frames), objects, direction)
+
+
+def our_logits(plan: Plan, model: SAM2Base) -> Logits:
+    """Low-resolution logits by (position, object) of everything our tracker tracks."""
+    found: Logits = {}
+    for step in segment_frames(plan, plan.object_ids, Network.of(model)):
+        for object_id, prediction in step.predictions.items():
+            key = plan.position[step.frame_index], object_id
+            assert key not in found, "an object was predicted twice on a frame"
+            found[key] = prediction.logits
+    return found
+
+
+def their_logits(plan: Plan, oracle: Any, prompts: Prompts) -> Logits:
+    """The same of upstream's predictor, given the prompts by frame_index in this order."""
+    size = plan.source.height, plan.source.width
+    frames = read_frames(plan.source, plan.timeline)
+    images = torch.stack([preprocess(frame, oracle.image_size) for _, frame in frames])
+    by_position = {
+        one: {plan.position[at]: said for at, said in by_frame.items()}
+        for one, by_frame in prompts.items()
+    }
+    return oracle_logits(oracle, images, size, by_position, plan.direction)
+
+
+def compare(plan: Plan, model: SAM2Base, oracle: Any, prompts: Prompts | None = None) -> Logits:
+    """Assert that both trackers give the same logits and masks; returns ours.
+
+    Args:
+        prompts: those of the plan in the order in which the oracle gets them.
+    """
+    of_plan = {one.object_id: one.prompts for one in plan.objects}
+    theirs = their_logits(plan, oracle, prompts or of_plan)
+    ours = our_logits(plan, model)
+    prompted = {(plan.position[at], one) for one, by in of_plan.items() for at in by}
+    assert_same(ours, theirs, prompted, plan.source)
+    return ours
+
+
+def assert_same(
+    ours: Logits, theirs: Logits, prompted: set[tuple[int, Any]], source: Source
+) -> None:
+    assert set(ours) == set(theirs)
+    for key, logits in theirs.items():
+        tolerance = PROMPTED_TOLERANCE if key in prompted else TRACKED_TOLERANCE
+        assert (ours[key] - logits).abs().max() <= tolerance, key
+    agree = [masks_at(source, ours[key]) == masks_at(source, theirs[key]) for key in theirs]
+    assert np.mean(agree) >= SAME_PIXELS
+
+
+def masks_at(source: Source, logits: torch.Tensor) -> NDArray[np.bool_]:
+    """The mask at source size, (height, width), upsampled as the exports do it."""
+    return upsample(logits.numpy(), source.height, source.width) > 0
+
+
+@torch.no_grad()
+def seeded_oracle(name: str, image_size: int) -> Any:
+    """Upstream's predictor of a published config, with random weights that do give masks.
+
+    As torch draws them, no object is ever there, logits are a tenth, and the layers that tell the
+    age of a memory and the absence of an object are next to zero, so that mistakes with them would
+    not show. Here products keep the scale of what goes in, and those layers count.
+
+    Args:
+        image_size: instead of the config's 1024, to be fast; no weight has a shape that depends on
+            it, and upstream makes its rotary embedding anew for another size.
+    """
+    torch.manual_seed(0)
+    oracle = build_oracle(find_model(name), image_size=image_size).requires_grad_(False)
+    for part, weight in oracle.named_parameters():
+        if part.startswith("image_encoder."):
+            continue
+        if part.endswith(".gamma"):
+            weight.fill_(0.1)
+        elif weight.dim() > 1:
+            embedding = not part.endswith("weight")
+            weight.mul_(0.5 / weight.std() if embedding else 3**0.5)
+    for head in oracle.sam_mask_decoder.output_hypernetworks_mlps:
+        head.layers[-1].weight.mul_(4)
+    oracle.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(5)
+    return oracle
