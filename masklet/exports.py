@@ -5,17 +5,19 @@ import json
 import os
 import zipfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from masklet import overlay as drawing
 from masklet.atomic import replacing
 from masklet.job import ObjectId
 from masklet.media import Source, read_frames, write_video
@@ -27,6 +29,10 @@ Advance = Callable[[int], None]
 Box = dict[str, int | str | float | list[int]]
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+
+PNG_COMPRESSION = 6
+"""zlib's level; pictures are compressed as PNG, so the zip only stores them."""
+ZIP_METHOD = zipfile.ZIP_STORED
 
 
 def write_masks(plan: Plan, masklets: Path, path: Path, advance: Advance) -> int:
@@ -136,12 +142,13 @@ def _write_pictures(
         ]
 
     count = 0
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", ZIP_METHOD) as archive:
         for pictures in _in_order(encode, read_together(masklets, plan.object_ids)):
             for name, content in pictures:
                 # a fixed time and fixed rights, so that the same masks are the same bytes
                 entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
                 entry.external_attr = 0o644 << 16
+                entry.compress_type = ZIP_METHOD
                 archive.writestr(entry, content)
                 count += 1
             advance(1)
@@ -161,7 +168,7 @@ def _full_size(source: Source, row: MaskletRow) -> NDArray[np.float32]:
 
 def _png(picture: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=PNG_COMPRESSION)
     return buffer.getvalue()
 
 
@@ -196,3 +203,37 @@ def _in_order(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[M
                 future.cancel()
             # what one thread asks for becomes the default of threads that start later
             torch.set_num_threads(torch_threads)
+
+
+@dataclass(frozen=True)
+class Export:
+    """An output made from the masklet store: its file, and the function that writes it.
+
+    Raise `code_version` whenever the function's output changes. `settings` are the constants that
+    it depends on: a change of one makes this output again without a new version.
+    """
+
+    file: str
+    code_version: int
+    write: Callable[[Plan, Path, Path, Advance], int]
+    settings: Callable[[], Mapping[str, Any]] = dict
+
+
+def _zip_settings() -> Mapping[str, Any]:
+    return {"png_compression": PNG_COMPRESSION, "zip_method": ZIP_METHOD}
+
+
+def _overlay_settings() -> Mapping[str, Any]:
+    return {
+        "colours": [list(colour) for colour in drawing.COLOURS],
+        "fill": drawing.FILL,
+        "outer_edge": drawing.OUTER_EDGE,
+    }
+
+
+EXPORTS: dict[str, Export] = {
+    "masks": Export("masks.zip", 1, write_masks, _zip_settings),
+    "pixel_confidences": Export("pixel_confidences.zip", 1, write_pixel_confidences, _zip_settings),
+    "bbox_tracking": Export("bbox_tracking.json", 1, write_bbox_tracking),
+    "debug_masks": Export("debug_masks.mp4", 1, write_debug_video, _overlay_settings),
+}

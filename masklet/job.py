@@ -142,6 +142,11 @@ class SegmentJob(BaseModel):
         False, description="Also make 8-bit pictures of each pixel's confidence."
     )
     bbox_tracking: bool = Field(False, description="Also write bounding boxes as JSON.")
+    keep_masklets: bool = Field(
+        True,
+        description="Keep the masklets when the outputs are complete. They are the largest thing "
+        "there; without them another output costs the tracking again.",
+    )
     preview: bool = Field(False, description="Segment the prompted frames only (not yet there).")
     multimask_output: bool = Field(
         False, description="Images only: three masks with quality scores (not yet there)."

@@ -1,8 +1,8 @@
 """The manifest of a run directory: what was made, from what, and why it was made again.
 
-`manifest.parquet` has one row per (stage, artifact); `SCHEMA` names the columns. It alone decides
-what is done: a piece of work is skipped when a row with its key exists and its output is there
-with the size the row says.
+`manifest.parquet` has one row per (stage, artifact); `SCHEMA` names the columns, and
+docs/manifest.md explains them. It alone decides what is done: a piece of work is skipped when a row
+with its key exists and its output is there as the row describes it.
 """
 
 import hashlib
@@ -13,15 +13,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masklet.atomic import replacing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "manifest.parquet"
+INPUT = "input"
+"""The stage of rows that describe a file the job reads."""
 
 
 class Reason(StrEnum):
@@ -34,6 +36,8 @@ class Reason(StrEnum):
     MISSING = "output missing"
     DAMAGED = "output damaged"
     FAILED = "failed before"
+    REMOVED = "masklets removed"
+    FORCED = "forced"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,8 @@ class Work:
     Compared by identity, so that it can be a key of a dict while it holds dicts.
 
     stage, code_version: the stage, and the number raised by hand when its output would change.
-    artifact: name within the stage. path: relative to the run directory; a file or a folder.
+    artifact: name within the stage. path: relative to the run directory; a file or a folder, or ''
+    for a step that leaves no file.
     parameters: JSON values. inputs: content hashes by name.
     """
 
@@ -61,15 +66,47 @@ class Work:
         return hashlib.sha256(_canonical(parts).encode()).hexdigest()
 
 
+class Stamp(NamedTuple):
+    """By what a file is recognised as untouched without reading it; a folder's is of its files."""
+
+    bytes: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self | None:
+        """None if there is nothing at `path`."""
+        if not path.exists():
+            return None
+        about = path.stat()
+        if not path.is_dir():
+            return cls(about.st_size, about.st_mtime_ns, about.st_ino)
+        parts = [part.stat() for part in path.iterdir()]
+        newest = max((part.st_mtime_ns for part in parts), default=0)
+        return cls(sum(part.st_size for part in parts), newest, about.st_ino)
+
+
+class InputFile(NamedTuple):
+    """A file that a job reads, as it was found: `stamp` is from before it was read."""
+
+    name: str
+    path: Path
+    stamp: Stamp
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the manifest: one artifact, and how it came about.
 
     stage, artifact: what made it, and its name there; together they are unique.
     key: `Work.key`; a row stands for its artifact while the key is the same.
-    path: relative to the run directory. bytes, sha256: of the file, or of the folder's files.
+    path: relative to the run directory; absolute for an input; '' where there is no file.
+    bytes, sha256: of the file, or of the folder's files; a removed one's are kept.
+    mtime_ns, inode: when the file was last written and which one it is; where both are as recorded
+    it need not be hashed again.
     rows: frames of a masklet, pictures of a zip, boxes, frames of a video.
-    status: `done` or `failed`; error: one line, if the last try failed.
+    status: `done`, `failed` or `removed`; error: one line, if the last try failed.
     reason: why it was made the last time, a `Reason`.
     seconds: how long that took, shared among artifacts made together.
     finished: when, ISO 8601 in UTC. run_id: which run of the process did it.
@@ -83,6 +120,8 @@ class Row:
     path: str
     bytes: int
     sha256: str
+    mtime_ns: int
+    inode: int
     rows: int
     status: str
     error: str
@@ -95,67 +134,143 @@ class Row:
     inputs: str
     schema_version: int
 
+    @property
+    def stamp(self) -> Stamp:
+        return Stamp(self.bytes, self.mtime_ns, self.inode)
+
 
 _ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 SCHEMA = pa.schema([(field.name, _ARROW_TYPES[field.type]) for field in fields(Row)])  # type: ignore[index]  # field.type is the class itself here
 
 
 class Manifest:
-    """The manifest of one run directory, in memory; every `record` is on disk when it returns."""
+    """The manifest of one run directory, in memory; every `record` is on disk when it returns.
 
-    def __init__(self, root: Path, run_id: str) -> None:
-        self._root, self._run_id = root, run_id
+    With `verify` no file is believed to be what was recorded before it has been hashed again.
+    """
+
+    def __init__(self, root: Path, run_id: str, *, verify: bool = False) -> None:
+        self._root, self._run_id, self._verify = root, run_id, verify
         self._rows: dict[tuple[str, str], Row] = {}
+        self._verified: set[tuple[str, str]] = set()
+        self._is_behind = False
         self._writing = threading.Lock()
         path = root / FILE_NAME
         if path.exists():
-            for row in pq.read_table(path, partitioning=None).to_pylist():
-                if row["schema_version"] == SCHEMA_VERSION:
-                    self._rows[row["stage"], row["artifact"]] = Row(**row)
+            for fields_of_row in pq.read_table(path, partitioning=None).to_pylist():
+                if (row := _read_row(fields_of_row)) is not None:
+                    self._rows[row.stage, row.artifact] = row
+
+    @property
+    def root(self) -> Path:
+        return self._root
 
     def row(self, stage: str, artifact: str) -> Row:
         return self._rows[stage, artifact]
 
+    def find(self, stage: str, artifact: str) -> Row | None:
+        return self._rows.get((stage, artifact))
+
     def rows(self, stage: str | None = None) -> list[Row]:
         """The rows of one stage, or all of them."""
-        return [row for row in self._rows.values() if stage in (None, row.stage)]
+        return [row for row in list(self._rows.values()) if stage in (None, row.stage)]
 
     def reason_to_run(self, work: Work) -> Reason | None:
         """Why `work` has to be done, or None if its output is there and up to date."""
-        row = self._rows.get((work.stage, work.artifact))
+        row = self.find(work.stage, work.artifact)
         if row is None:
             return Reason.NEW
-        if row.status != "done":
+        if row.status == "failed":
             return Reason.FAILED
         if row.key != work.key:
             if row.code_version != work.code_version:
                 return Reason.CODE
             same_inputs = row.inputs == _canonical(dict(work.inputs))
             return Reason.PARAMETERS if same_inputs else Reason.INPUTS
-        size = _size(self._root / work.path)
-        if size is None:
+        return Reason.REMOVED if row.status == "removed" else self.harm(row)
+
+    def harm(self, row: Row) -> Reason | None:
+        """MISSING or DAMAGED if a row's file is not what was recorded, None if it is.
+
+        A file of the same size that was touched since then is hashed; `settle` keeps its new time.
+        """
+        if not row.path:
+            return None
+        path, place = self._root / row.path, (row.stage, row.artifact)
+        stamp = Stamp.of(path)
+        if stamp is None:
             return Reason.MISSING
-        return None if size == row.bytes else Reason.DAMAGED
+        if stamp.bytes != row.bytes:
+            return Reason.DAMAGED
+        is_known = not self._verify or place in self._verified
+        if is_known and stamp == row.stamp:
+            return None
+        if content_hash(path) != row.sha256:
+            return Reason.DAMAGED
+        self._verified.add(place)
+        if stamp != row.stamp:
+            self._rows[place] = replace(row, mtime_ns=stamp.mtime_ns, inode=stamp.inode)
+            self._is_behind = True
+        return None
+
+    def settle(self) -> None:
+        """Write down the new times of files that were touched but not changed."""
+        with self._writing:
+            if self._is_behind:
+                self._write()
+
+    def identify(self, name: str, path: Path) -> InputFile:
+        """Find the hash of a file that the job reads; an untouched one is not read again."""
+        stamp = Stamp.of(path)
+        if stamp is None:
+            raise FileNotFoundError(2, "No such file", str(path))
+        row = self.find(INPUT, name)
+        if row and not self._verify and (row.path, row.stamp) == (str(path.absolute()), stamp):
+            return InputFile(name, path.absolute(), stamp, row.sha256)
+        return InputFile(name, path.absolute(), stamp, content_hash(path))
+
+    def remember(self, file: InputFile) -> None:
+        """Note an input, for `identify` and for `masklet status`."""
+        row, path = self.find(INPUT, file.name), str(file.path)
+        if row and (row.path, row.stamp, row.sha256) == (path, file.stamp, file.sha256):
+            return
+        reason = Reason.INPUTS if row and row.sha256 != file.sha256 else Reason.NEW
+        work = Work(INPUT, 1, file.name, path, {}, {"content": file.sha256})
+        self._put(work, reason, file.stamp, file.sha256)
 
     def record(self, work: Work, *, reason: Reason, rows: int, seconds: float) -> Row:
         """Note that `work` is done and what came of it."""
+        if not work.path:
+            return self._put(work, reason, Stamp(0, 0, 0), "", rows=rows, seconds=seconds)
         path = self._root / work.path
-        return self._put(
-            work, reason, rows, seconds, "done", "", _size(path) or 0, content_hash(path)
-        )
+        sha256, stamp = content_hash(path), Stamp.of(path)
+        assert stamp
+        self._verified.add((work.stage, work.artifact))
+        return self._put(work, reason, stamp, sha256, rows=rows, seconds=seconds)
 
     def record_failure(self, work: Work, *, reason: Reason, seconds: float, error: str) -> None:
         """Note that `work` failed; it is tried again by the next run.
 
         An earlier artifact in its place stays what it is: its row gets the error and keeps the key.
         """
-        row = self._rows.get((work.stage, work.artifact))
-        if row is not None and row.status == "done" and _size(self._root / row.path) == row.bytes:
+        row = self.find(work.stage, work.artifact)
+        if row is not None and _stands(row, self._root):
             with self._writing:
                 self._rows[work.stage, work.artifact] = replace(row, error=error)
                 self._write()
         else:
-            self._put(work, reason, 0, seconds, "failed", error, 0, "")
+            self._put(
+                work, reason, Stamp(0, 0, 0), "", seconds=seconds, status="failed", error=error
+            )
+
+    def mark_removed(self, stage: str) -> None:
+        """Note that the artifacts of a stage are removed on purpose; their hashes are kept."""
+        kept = [row for row in self.rows(stage) if row.status == "done"]
+        if kept:
+            with self._writing:
+                for row in kept:
+                    self._rows[stage, row.artifact] = replace(row, status="removed")
+                self._write()
 
     def forget(self, stage: str, artifact: str) -> None:
         with self._writing:
@@ -166,20 +281,23 @@ class Manifest:
         self,
         work: Work,
         reason: Reason,
-        rows: int,
-        seconds: float,
-        status: str,
-        error: str,
-        size: int,
+        stamp: Stamp,
         sha256: str,
+        *,
+        rows: int = 0,
+        seconds: float = 0.0,
+        status: str = "done",
+        error: str = "",
     ) -> Row:
         row = Row(
             stage=work.stage,
             artifact=work.artifact,
             key=work.key,
             path=work.path,
-            bytes=size,
+            bytes=stamp.bytes,
             sha256=sha256,
+            mtime_ns=stamp.mtime_ns,
+            inode=stamp.inode,
             rows=rows,
             status=status,
             error=error,
@@ -201,6 +319,7 @@ class Manifest:
         rows = [asdict(row) for row in self._rows.values()]
         with replacing(self._root / FILE_NAME) as temporary:
             pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary, compression="zstd")
+        self._is_behind = False
 
 
 def content_hash(path: Path) -> str:
@@ -212,10 +331,19 @@ def content_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _size(path: Path) -> int | None:
-    if path.is_dir():
-        return sum(part.stat().st_size for part in path.iterdir())
-    return path.stat().st_size if path.exists() else None
+def _read_row(fields_of_row: dict[str, Any]) -> Row | None:
+    """A row of this schema or of version 1, which had no mtime_ns and no inode; else None."""
+    if fields_of_row["schema_version"] == 1:
+        fields_of_row |= {"mtime_ns": 0, "inode": 0, "schema_version": SCHEMA_VERSION}
+    return Row(**fields_of_row) if fields_of_row["schema_version"] == SCHEMA_VERSION else None
+
+
+def _stands(row: Row, root: Path) -> bool:
+    """Whether a row is of something that an attempt which failed has left as it was."""
+    stamp = Stamp.of(root / row.path)
+    return row.status == "removed" or (
+        row.status == "done" and stamp is not None and stamp.bytes == row.bytes
+    )
 
 
 def _canonical(value: Any) -> str:

@@ -1,23 +1,23 @@
 """A run directory, held by one process while it works there."""
 
-import fcntl
-import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
+from typing import NamedTuple
 
+from masklet import lock, works
 from masklet.errors import UserError
 from masklet.job import SegmentJob
-from masklet.manifest import FILE_NAME, Manifest, Reason, Work
+from masklet.manifest import FILE_NAME, INPUT, InputFile, Manifest, Reason, Work
 from masklet.models import ModelSpec
+from masklet.works import Asked, Force
 
 Progress = Callable[[str, int, int], None]
-_LOCK = ".lock"
 _SCRATCH = ".tracking"
 
 
@@ -31,30 +31,58 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Weights:
-    """A model, the file its weights come from, and the hashes of the weights and of the config."""
+    """A model, the file its weights come from, and the hash of its config."""
 
     spec: ModelSpec
-    checkpoint: Path
-    sha256: str
+    file: InputFile
     config_sha256: str
+
+
+class Made(NamedTuple):
+    """What a run did about one artifact; `reason` is None where it was there already."""
+
+    stage: str
+    artifact: str
+    reason: Reason | None
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Order:
+    """A checked job, and how to go about it.
+
+    asked: what it asks for. inputs: the files it reads.
+    force: what to make again although it is there. verify: hash again what is there.
+    """
+
+    job: SegmentJob
+    weights: Weights
+    asked: Asked
+    inputs: Sequence[InputFile]
+    force: Force | None = None
+    verify: bool = False
 
 
 @dataclass(frozen=True)
 class Run:
-    """One job at work in its run directory.
+    """One order at work in its run directory.
 
     progress: called with (stage, done, total) as work goes on.
     reasons: why each artifact was made, by (stage, artifact); None where it was there already.
     stop: set when the run is given up; work that goes on in other threads then raises Stopped.
     """
 
-    job: SegmentJob
-    weights: Weights
+    order: Order
     root: Path
     manifest: Manifest
     progress: Progress
     reasons: dict[tuple[str, str], Reason | None] = field(default_factory=dict)
     stop: Event = field(default_factory=Event)
+
+    @property
+    def job(self) -> SegmentJob:
+        return self.order.job
 
     @property
     def masklets(self) -> Path:
@@ -65,11 +93,23 @@ class Run:
         """Where masklets grow until they are complete."""
         return self.root / _SCRATCH
 
+    def decide(self) -> works.Decisions:
+        """Why each artifact has to be made, as far as it can be told now."""
+        return works.decide(self.order.asked, self.manifest, self.order.force)
+
     def reason_to_run(self, work: Work) -> Reason | None:
-        """As the manifest's, and noted in `reasons`."""
-        reason = self.manifest.reason_to_run(work)
+        """Why `work` has to be done now; noted in `reasons`."""
+        reason = works.reason_to_run(work, self.manifest, self.order.force)
         self.reasons[work.stage, work.artifact] = reason
         return reason
+
+    def report(self) -> tuple[Made, ...]:
+        """What was made and why, and what was there, in the order in which it was looked at."""
+        return tuple(
+            Made(stage, artifact, reason, row.bytes, row.seconds if reason else 0.0)
+            for (stage, artifact), reason in self.reasons.items()
+            if (row := self.manifest.find(stage, artifact)) is not None
+        )
 
     def seconds(self, stage: str) -> float:
         """How long this run worked on a stage; 0.0 where all of it was reused."""
@@ -113,16 +153,17 @@ class Run:
 
 
 @contextmanager
-def open_run(job: SegmentJob, weights: Weights, root: Path, progress: Progress) -> Iterator[Run]:
+def open_run(order: Order, root: Path, progress: Progress, *, wait: bool = False) -> Iterator[Run]:
     """Take hold of a run directory; it is made if it is not there.
 
-    Raises UserError if it cannot be written or another process holds it. A directory that was made
-    here and in which nothing was published is removed again.
+    Raises UserError if it cannot be written, or if another process holds it and this one is not
+    told to `wait`. A directory that was made here and in which nothing was published is removed
+    again.
     """
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    with _hold(root):
+    with lock.held(root, wait=wait):
         try:
-            run = Run(job, weights, root, _open_manifest(root), progress)
+            run = Run(order, root, open_manifest(root, verify=order.verify), progress)
             shutil.rmtree(run.scratch, ignore_errors=True)
             yield run
         finally:
@@ -132,26 +173,15 @@ def open_run(job: SegmentJob, weights: Weights, root: Path, progress: Progress) 
                 _remove_empty(made[1:])
 
 
-@contextmanager
-def _hold(root: Path) -> Iterator[None]:
-    """Lock the directory; the kernel lets go of it when this process ends, however it ends."""
+def open_manifest(root: Path, *, verify: bool = False) -> Manifest:
+    """The manifest of a directory, empty if it has none; raises UserError for a damaged one."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    except OSError as error:
-        raise UserError(f"{root}: cannot be a run directory: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
-        os.close(lock)
-        raise UserError(f"{root}: another run is at work there ({holder}); wait for it") from None
-    try:
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
-        yield
-    finally:
-        os.close(lock)
+        return Manifest(root, uuid.uuid4().hex, verify=verify)
+    except Exception as error:
+        # whatever pyarrow makes of a damaged file: nothing in the directory can be trusted then
+        raise UserError(
+            f"{root / FILE_NAME}: cannot be read ({_one_line(error)}); remove it to start afresh"
+        ) from None
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -161,21 +191,11 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _open_manifest(root: Path) -> Manifest:
-    run_id = uuid.uuid4().hex
-    try:
-        return Manifest(root, run_id)
-    except Exception as error:
-        # whatever pyarrow makes of a damaged file: nothing in the directory can be trusted then
-        raise UserError(
-            f"{root / FILE_NAME}: cannot be read ({_one_line(error)}); remove it to start afresh"
-        ) from None
-
-
 def _holds_outputs(root: Path) -> bool:
     with suppress(OSError):
         manifest = Manifest(root, "")
-        return any(row.status == "done" for row in manifest.rows())
+        notes = (INPUT, "ingest", "check_prompts")
+        return any(row.status == "done" and row.stage not in notes for row in manifest.rows())
     return False
 
 

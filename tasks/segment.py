@@ -16,17 +16,19 @@ from prefect.utilities.annotations import opaque
 
 from masklet import pipeline
 from masklet.job import SegmentJob
+from masklet.manifest import Manifest
 from masklet.media import Source
-from masklet.pipeline import Outputs, Steps, wanted
+from masklet.pipeline import Outputs, Steps
 from masklet.plan import Plan
 from masklet.run import Run
+from masklet.works import wanted
 
 Input = TypeVar("Input")
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def ingest(job: SegmentJob) -> Source:
-    source = pipeline.ingest(job)
+def ingest(job: SegmentJob, known: Manifest | None) -> Source:
+    source = pipeline.ingest(job, known)
     get_run_logger().info(
         "%s: %d frames of %dx%d at %.3g frames per second",
         source.path.name,
@@ -83,7 +85,7 @@ def _whole(value: Input) -> Input:
 
 
 STEPS = Steps(
-    ingest=lambda job: ingest(_whole(job)),
+    ingest=lambda job, known: ingest(_whole(job), _whole(known)),
     check_prompts=lambda job, source: check_prompts(_whole(job), _whole(source)),
     propagate=lambda run, plan: propagate(_whole(run), _whole(plan)),
     export_all=_export_all,

@@ -1,14 +1,16 @@
 """The commands."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 
 from masklet.cli import models
 from masklet.cli.job_options import takes_job
 from masklet.cli.progress import progress_bars
+from masklet.cli.tables import print_plan, print_status
 from masklet.job import SegmentJob
+from masklet.works import Force
 
 app = typer.Typer(
     help="Cut objects out of video with SAM 2.",
@@ -19,20 +21,43 @@ app = typer.Typer(
 app.add_typer(models.app, name="models")
 
 
+_VERIFY = typer.Option(
+    "--verify", help="Hash every file there, instead of believing untouched ones."
+)
+
+
 @app.command()
 @takes_job
 def segment(
     job: SegmentJob,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run directory for the outputs.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be made and why; write nothing.")
+    ] = False,
+    force: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(get_args(Force)),
+            help="Make again what is there: all, propagate and what follows, or one output.",
+        ),
+    ] = None,
+    verify: Annotated[bool, _VERIFY] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for another run that is at work in the directory.")
+    ] = False,
 ) -> None:
     """Cut the prompted objects out of a video into a directory.
 
     The same job again makes nothing twice: only what is missing or out of date is done.
     """
-    from masklet.pipeline import run_job
+    from masklet import pipeline
 
+    options: dict[str, Any] = {"force": force, "verify": verify}
+    if dry_run:
+        print_plan(pipeline.dry_run(job, out, **options))
+        return
     with progress_bars() as progress:
-        outputs = run_job(job, out, progress=progress)
+        outputs = pipeline.run_job(job, out, progress=progress, wait=wait, **options)
     for name, path in outputs.files.items():
         typer.echo(f"{name:<18} {path}")
     summary, speed = outputs.summary, outputs.frames_per_second
@@ -41,6 +66,20 @@ def segment(
         f"\n{summary['frames']} frames, {len(summary['objects'])} objects, {pace}, "
         f"price ${summary['price']:.4f}"
     )
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory to look at.")],
+    verify: Annotated[bool, _VERIFY] = False,
+) -> None:
+    """Say what is in a run directory, and what is stale, missing or damaged.
+
+    Only looks: neither the model nor the video is needed, and a run at work there goes on.
+    """
+    from masklet.status import read_status
+
+    print_status(read_status(folder, verify=verify))
 
 
 @app.command()

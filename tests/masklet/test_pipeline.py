@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from PIL import Image
 import masklet
 from masklet import pipeline, tracker
 from masklet.errors import UserError
+from masklet.exports import EXPORTS
 from masklet.job import SegmentJob, make_job
-from masklet.pipeline import Export, Outputs, run_job
+from masklet.pipeline import Outputs, run_job
 from tests.conftest import FRAMES, HEIGHT, WIDTH, disc
 
 ALL = {"debug_masks": True, "pixel_confidences": True, "bbox_tracking": True}
@@ -228,9 +230,8 @@ def test_a_raised_code_version_runs_that_stage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fields, out, _ = done
-    masks = pipeline.EXPORTS["masks"]
-    newer = {**pipeline.EXPORTS, "masks": Export(masks.file, masks.code_version + 1, masks.write)}
-    monkeypatch.setattr(pipeline, "EXPORTS", newer)
+    masks = EXPORTS["masks"]
+    monkeypatch.setitem(EXPORTS, "masks", replace(masks, code_version=masks.code_version + 1))
     run_job(make_job(fields), out)
     assert tracked == []
     assert [key for key, why in reasons(out).items() if why == "code changed"] == [
@@ -357,7 +358,7 @@ def test_outputs_that_no_longer_fit_do_not_stay(
     run_job(changed(fields, **plain, end_frame=12), out)
     names = {path.name for path in out.iterdir()}
     assert not names & {"debug_masks.mp4", "bbox_tracking.json", "pixel_confidences.zip"}
-    assert {stage for stage, _ in reasons(out)} == {"propagate", "masks"}
+    assert {stage for stage, _ in reasons(out)} & EXPORTS.keys() == {"masks"}
 
 
 @pytest.mark.parametrize("field", ["file", "mask_prompts"])
@@ -401,8 +402,7 @@ def test_a_failed_stage_is_noted_and_done_by_the_next_run(
         raise RuntimeError("no\nluck")
 
     with monkeypatch.context() as broken:
-        failing = {**pipeline.EXPORTS, "masks": Export("masks.zip", 1, fail)}
-        broken.setattr(pipeline, "EXPORTS", failing)
+        broken.setitem(EXPORTS, "masks", replace(EXPORTS["masks"], write=fail))
         with pytest.raises(RuntimeError):
             run_job(make_job(fields), out)
     [row] = [

@@ -1,0 +1,52 @@
+"""Tables on standard output: what a dry run would do, and the status of a run directory."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from masklet.pipeline import Planned
+    from masklet.status import Artifact, Status
+
+
+def print_plan(planned: Sequence["Planned"]) -> None:
+    """One line an artifact: what would be done, and why."""
+    _print_columns([("", "stage", "artifact", "why"), *planned])
+    makes = sum(one.action == "make" for one in planned)
+    if makes:
+        typer.echo(f"\n{makes} to make; nothing has been written")
+    else:
+        typer.echo("\nnothing to make")
+
+
+def print_status(status: "Status") -> None:
+    """One line an artifact: its state, its size, why it was made, and what is wrong with it."""
+    if status.holder is not None:
+        typer.echo(f"a run is at work here: {status.holder}\n")
+    heads = ("state", "stage", "artifact", "bytes", "made because", "")
+    _print_columns([heads, *(_line(one) for one in status.artifacts)])
+    if (per := status.bytes_per_frame_and_object) is not None:
+        typer.echo(f"\nmasklets: {status.masklet_bytes:,} bytes, {per:,.0f} per frame and object")
+    typer.echo("\neverything is up to date" if status.is_right else "\nnot up to date")
+
+
+def _line(one: "Artifact") -> tuple[str, ...]:
+    row = one.row
+    if row is None:
+        return (one.state, one.stage, one.artifact, "", "", one.why)
+    reason = "" if one.stage == "input" else row.reason
+    return (one.state, one.stage, one.artifact, f"{row.bytes:,}", reason, one.why)
+
+
+def _print_columns(lines: Sequence[Sequence[str]]) -> None:
+    """Left-aligned columns, never cut: names and reasons are there to be read, or searched."""
+    shown = [[_printable(text) for text in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for line in shown:
+        cells = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

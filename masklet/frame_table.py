@@ -1,0 +1,55 @@
+"""The frames of a source as a Parquet file in the run directory: `frames.parquet`.
+
+One row per frame of the source: `frame_index`, `pts` (presentation time in units of the time base)
+and `timestep` (seconds from the first frame). A source that is known is not probed again.
+"""
+
+from fractions import Fraction
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from masklet.atomic import replacing
+from masklet.media import Source
+
+FILE_NAME = "frames.parquet"
+
+
+def write_frame_table(source: Source, path: Path) -> int:
+    """Write everything known of a source but where it lies; returns the number of frames."""
+    about = {
+        "width": source.width,
+        "height": source.height,
+        "time_base": source.time_base,
+        "frame_rate": source.frame_rate,
+        "seekable": int(source.seekable),
+    }
+    frames = range(source.num_frames)
+    table = pa.table(
+        {
+            "frame_index": pa.array(frames, pa.int64()),
+            "pts": pa.array(source.pts, pa.int64()),
+            "timestep": pa.array([source.timestep(index) for index in frames], pa.float64()),
+        }
+    )
+    text = {name: str(value) for name, value in about.items()}
+    with replacing(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(text), temporary, compression="zstd")
+    return source.num_frames
+
+
+def read_frame_table(path: Path, file: Path, sha256: str) -> Source:
+    """The source at `file`, whose content has this hash and these frames."""
+    table = pq.read_table(path, columns=["pts"], partitioning=None)
+    about = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
+    return Source(
+        path=file,
+        sha256=sha256,
+        width=int(about["width"]),
+        height=int(about["height"]),
+        time_base=Fraction(about["time_base"]),
+        pts=tuple(table["pts"].to_pylist()),
+        frame_rate=Fraction(about["frame_rate"]),
+        seekable=about["seekable"] == "1",
+    )

@@ -1,0 +1,256 @@
+"""What a job asks for, artifact by artifact, and why each of them has to be made.
+
+A run, a dry run and `masklet status` decide by the same function, `decide`. What it needs of a job
+is `Asked`, small enough for a row of the manifest, so that the status of a directory can be told
+from the directory alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+from masklet.errors import UserError
+from masklet.exports import EXPORTS
+from masklet.frame_table import FILE_NAME as FRAMES
+from masklet.job import ObjectId, SegmentJob
+from masklet.manifest import Manifest, Reason, Row, Work
+from masklet.models import ModelSpec
+from masklet.plan import FramePrompts, ObjectPlan, Plan
+
+CODE_VERSIONS = {"ingest": 1, "check_prompts": 1, "propagate": 1, "finish": 1}
+"""Raise a stage's number whenever its output would change; an export's stands in `EXPORTS`."""
+
+Force: TypeAlias = Literal[
+    "all", "propagate", "masks", "pixel_confidences", "bbox_tracking", "debug_masks"
+]
+"""What to make again although it is there: everything, from `propagate` on, or one export."""
+
+_UNKNOWN = ""
+"""Stands for the hash of what has yet to be made."""
+
+Decisions: TypeAlias = dict[Work, Reason | None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A job on a known source, as far as what it makes depends on it.
+
+    model, rates: full name, and its price per minute and per object and minute.
+    size: [width, height] of the source. frames: how many get masks, and the first and last of them.
+    tracking: what the masklets of all objects depend on; prompts: a digest for each object.
+    hashes: of the source, the checkpoint and the model's config.
+    """
+
+    model: str
+    rates: Sequence[float]
+    objects: Sequence[ObjectId]
+    outputs: Sequence[str]
+    keep_masklets: bool
+    size: Sequence[int]
+    frames: Sequence[int]
+    tracking: Mapping[str, Any]
+    prompts: Mapping[str, str]
+    hashes: Mapping[str, str]
+
+    @classmethod
+    def of(cls, job: SegmentJob, plan: Plan, spec: ModelSpec, hashes: Mapping[str, str]) -> "Asked":
+        indices = plan.frame_indices
+        return cls(
+            spec.name,
+            [spec.price_per_minute, spec.price_per_object_minute],
+            list(plan.object_ids),
+            wanted(job),
+            job.keep_masklets,
+            [plan.source.width, plan.source.height],
+            [len(indices), indices[0], indices[-1]],
+            {
+                "model": spec.name,
+                "direction": plan.direction,
+                "start": plan.start,
+                "timeline": _digest(list(plan.timeline)),
+            },
+            {str(one.object_id): _prompts_digest(one) for one in plan.objects},
+            hashes,
+        )
+
+    @classmethod
+    def from_row(cls, row: Row) -> "Asked":
+        """What the row of `check_work` says."""
+        return cls(**json.loads(row.parameters), hashes=json.loads(row.inputs))
+
+
+def wanted(job: SegmentJob) -> list[str]:
+    """Names of the outputs that a job asks for: masks always, the others by their fields."""
+    return [name for name in EXPORTS if name == "masks" or getattr(job, name)]
+
+
+def check_force(force: str | None, job: SegmentJob) -> Force | None:
+    """`force` if it is nothing, or names what this job has; raises UserError otherwise."""
+    for choice in get_args(Force):
+        if force == choice and (force not in EXPORTS or force in wanted(job)):
+            return cast(Force, choice)
+    if force is None:
+        return None
+    if force in EXPORTS:
+        raise UserError(f"{force} cannot be forced: the job does not ask for it")
+    raise UserError(f"what is forced is one of {', '.join(get_args(Force))}, not {force!r}")
+
+
+def is_forced(force: Force | None, stage: str) -> bool:
+    """Whether a stage is to be done although its output is there."""
+    after_propagate = stage in ("propagate", "finish") or stage in EXPORTS
+    return force in ("all", stage) or (force == "propagate" and after_propagate)
+
+
+def reason_to_run(work: Work, manifest: Manifest, force: Force | None) -> Reason | None:
+    """Why `work` has to be done: the manifest's reason, or that it was asked to be done again."""
+    forced = Reason.FORCED if is_forced(force, work.stage) else None
+    return manifest.reason_to_run(work) or forced
+
+
+def decide(asked: Asked, manifest: Manifest, force: Force | None = None) -> Decisions:
+    """Why each artifact of a job has to be made, None where it need not be; in order of stages.
+
+    What depends on masklets that have yet to be made counts as changed. It may turn out not to be,
+    if they come out as they were.
+    """
+
+    def reasons(works: Sequence[Work]) -> Decisions:
+        return {work: reason_to_run(work, manifest, force) for work in works}
+
+    tracking = reasons([track_work(asked, one) for one in asked.objects])
+    hashes = {_input_name(work.artifact): _expected_hash(work, manifest) for work in tracking}
+    outputs = reasons([export_work(asked, name, hashes) for name in asked.outputs])
+    if not asked.keep_masklets and not any(outputs.values()):
+        # nothing will read them, so it does not matter that they are not there
+        not_there = (Reason.REMOVED, Reason.MISSING, Reason.DAMAGED)
+        tracking = {work: None if why in not_there else why for work, why in tracking.items()}
+    return (
+        reasons([ingest_work(asked), check_work(asked)])
+        | tracking
+        | outputs
+        | reasons([price_work(asked), outputs_work(asked, hashes)])
+    )
+
+
+def explain(work: Work, reason: Reason | None, row: Row | None) -> str:
+    """A reason with what it is about, such as `inputs changed (source)`; '' for none."""
+    if reason is None:
+        return ""
+    about = ""
+    if row is not None:
+        if reason is Reason.CODE:
+            about = f"version {row.code_version} to {work.code_version}"
+        elif reason is Reason.INPUTS:
+            about = _differing(row.inputs, work.inputs)
+        elif reason is Reason.PARAMETERS:
+            about = _differing(row.parameters, work.parameters)
+        elif reason is Reason.FAILED or row.error:
+            about = row.error
+    return f"{reason} ({about})" if about else str(reason)
+
+
+def masklet_hashes(asked: Asked, manifest: Manifest) -> dict[str, str]:
+    """The hashes of the masklets that are there, as inputs of what is made of them."""
+    return {
+        _input_name(str(one)): manifest.row("propagate", str(one)).sha256 for one in asked.objects
+    }
+
+
+def ingest_work(asked: Asked) -> Work:
+    """The table of the source's frames."""
+    version, inputs = CODE_VERSIONS["ingest"], {"source": asked.hashes["source"]}
+    return Work("ingest", version, FRAMES, FRAMES, {}, inputs)
+
+
+def check_work(asked: Asked) -> Work:
+    """The checked job: no file, but the row that says what was asked for last."""
+    parameters = asdict(asked)
+    hashes = parameters.pop("hashes")
+    return Work("check_prompts", CODE_VERSIONS["check_prompts"], "job", "", parameters, hashes)
+
+
+def track_work(asked: Asked, object_id: ObjectId) -> Work:
+    """One object's masklet."""
+    return Work(
+        "propagate",
+        CODE_VERSIONS["propagate"],
+        str(object_id),
+        f"masklets/object={object_id}",
+        {**asked.tracking, "prompts": asked.prompts[str(object_id)]},
+        {name: asked.hashes[name] for name in ("source", "checkpoint", "config")},
+    )
+
+
+def export_work(asked: Asked, name: str, masklets: Mapping[str, str]) -> Work:
+    """An output made from masklets of these hashes."""
+    making = EXPORTS[name]
+    return Work(
+        name,
+        making.code_version,
+        making.file,
+        making.file,
+        {"objects": asked.objects, "size": asked.size, "settings": making.settings()},
+        {**masklets, "source": asked.hashes["source"]},
+    )
+
+
+def price_work(asked: Asked) -> Work:
+    parameters = {
+        "model": asked.model,
+        "rates": asked.rates,
+        "frames": asked.frames[0],
+        "objects": len(asked.objects),
+    }
+    return Work("finish", CODE_VERSIONS["finish"], "price.json", "price.json", parameters, {})
+
+
+def outputs_work(asked: Asked, masklets: Mapping[str, str]) -> Work:
+    names = ("model", "rates", "objects", "outputs", "keep_masklets", "size", "frames")
+    return Work(
+        "finish",
+        CODE_VERSIONS["finish"],
+        "outputs.json",
+        "outputs.json",
+        {name: getattr(asked, name) for name in names},
+        {**masklets, "source": asked.hashes["source"]},
+    )
+
+
+def _expected_hash(work: Work, manifest: Manifest) -> str:
+    """The hash that a masklet has, or had and will have again; it is the same for the same key."""
+    row = manifest.find(work.stage, work.artifact)
+    is_known = row is not None and row.key == work.key and row.status != "failed"
+    return row.sha256 if row and is_known else _UNKNOWN
+
+
+def _differing(recorded: str, now: Mapping[str, Any]) -> str:
+    """The names under which two mappings differ, the first one given as JSON."""
+    before, after = json.loads(recorded), json.loads(json.dumps(now))
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _input_name(artifact: str) -> str:
+    return f"object={artifact}"
+
+
+def _prompts_digest(one: ObjectPlan) -> str:
+    return _digest([[at, _as_json(prompts)] for at, prompts in sorted(one.prompts.items())])
+
+
+def _as_json(prompts: FramePrompts) -> list[Any]:
+    mask = prompts.mask
+    return [
+        None if mask is None else [mask.shape, hashlib.sha256(mask.tobytes()).hexdigest()],
+        *(
+            [c.points.tolist(), c.labels.tolist(), None if c.box is None else c.box.tolist()]
+            for c in prompts.clicks
+        ),
+    ]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
