@@ -7,6 +7,9 @@ from pathlib import Path
 
 from masklet.errors import UserError
 
+TEMPORARY_FILES = ".*.tmp"
+"""Matches the names of temporary files, which a killed process leaves behind."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -5,13 +5,14 @@
         {n}/tracked/{position}/spatial, …/pointer
         {n}/pending/frame_index, …/object_score, …/logits  rows that are in no part yet
 
-The file's metadata holds the ids of the objects and, of each, the key of its work and the number of
-steps taken.
+The file's metadata holds the ids of the objects and, of each, the key of its work, the number of
+steps taken and the hashes of its parts; and a hash of all that.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ from masklet.job import ObjectId
 from masklet.store import MaskletRow
 from masklet.tracker import Memory, MemoryBank
 
-FILE_NAME = "checkpoint.safetensors"
 _VERSION = "1"
 
 
@@ -36,11 +36,13 @@ class Standing:
     steps: how many steps of `segment_frames` were taken.
     bank: the tracker's state after the last of them.
     pending: rows that are in no part of the store yet.
+    parts: sha256 of each part that was written, by file name.
     """
 
     steps: int
     bank: MemoryBank
     pending: Sequence[MaskletRow] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,21 +59,29 @@ def save_checkpoint(path: Path, objects: Mapping[ObjectId, Kept]) -> None:
     for number, kept in enumerate(objects.values()):
         tensors |= _bank_tensors(f"{number}/", kept.standing.bank)
         tensors |= _pending_tensors(f"{number}/pending/", kept.standing.pending)
-    about = [[one, kept.key, kept.standing.steps] for one, kept in objects.items()]
+    tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
+    about = json.dumps(
+        [
+            [one, kept.key, kept.standing.steps, dict(kept.standing.parts)]
+            for one, kept in objects.items()
+        ]
+    )
+    metadata = {"version": _VERSION, "objects": about, "sha256": _digest(about, tensors)}
     with replacing(path) as temporary:
-        temporary.write_bytes(save(tensors, {"version": _VERSION, "objects": json.dumps(about)}))
+        temporary.write_bytes(save(tensors, metadata))
 
 
 def load_checkpoint(path: Path) -> dict[ObjectId, Kept]:
-    """Read a checkpoint, onto the CPU; empty if there is none, or none that can be read."""
+    """Read a checkpoint, onto the CPU; empty if there is none, or none that is whole."""
     if not path.exists():
         return {}
     try:
         with safe_open(path, "pt") as file:
-            about = file.metadata()
-            if about["version"] != _VERSION:
-                return {}
+            metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = metadata["objects"]
+        if metadata["version"] != _VERSION or metadata["sha256"] != _digest(about, tensors):
+            return {}
         return {
             one: Kept(
                 key,
@@ -79,12 +89,21 @@ def load_checkpoint(path: Path) -> dict[ObjectId, Kept]:
                     steps,
                     _bank(f"{number}/", tensors),
                     _pending(f"{number}/pending/", tensors),
+                    parts,
                 ),
             )
-            for number, (one, key, steps) in enumerate(json.loads(about["objects"]))
+            for number, (one, key, steps, parts) in enumerate(json.loads(about))
         }
-    except (SafetensorError, OSError, KeyError, ValueError):
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         return {}  # of no use; everything can be tracked again
+
+
+def _digest(about: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _bank_tensors(prefix: str, bank: MemoryBank) -> dict[str, Tensor]:

@@ -137,6 +137,17 @@ class SegmentJob(BaseModel):
         description="forward from the earliest prompt, backward from the latest, or both ways "
         "from the earliest.",
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of the large matrix products; bfloat16 is faster where the machine has it, "
+        "and moves the edges of masks a little.",
+    )
+    max_cond_frames: StrictInt | None = Field(
+        None,
+        ge=2,
+        description="How many prompted frames of an object a frame attends to, the nearest ones; "
+        "all by default.",
+    )
     debug_masks: bool = Field(False, description="Also make a video with the masks drawn on it.")
     pixel_confidences: bool = Field(
         False, description="Also make 8-bit pictures of each pixel's confidence."

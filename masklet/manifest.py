@@ -8,7 +8,7 @@ with its key exists and its output is there as the row describes it.
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -86,6 +86,9 @@ class Stamp(NamedTuple):
         return cls(sum(part.st_size for part in parts), newest, about.st_ino)
 
 
+_NO_FILE = Stamp(0, 0, 0)
+
+
 class InputFile(NamedTuple):
     """A file that a job reads, as it was found: `stamp` is from before it was read."""
 
@@ -93,6 +96,15 @@ class InputFile(NamedTuple):
     path: Path
     stamp: Stamp
     sha256: str
+
+
+class Done(NamedTuple):
+    """A work that is done: why it was, its rows as in `Row`, and the seconds it took."""
+
+    work: Work
+    reason: Reason
+    rows: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -236,17 +248,22 @@ class Manifest:
             return
         reason = Reason.INPUTS if row and row.sha256 != file.sha256 else Reason.NEW
         work = Work(INPUT, 1, file.name, path, {}, {"content": file.sha256})
-        self._put(work, reason, file.stamp, file.sha256)
+        self._put(self._new_row(work, reason, file.stamp, file.sha256))
 
-    def record(self, work: Work, *, reason: Reason, rows: int, seconds: float) -> Row:
-        """Note that `work` is done and what came of it."""
+    def record(self, done: Sequence[Done]) -> None:
+        """Note that works are done and what came of them, all at once."""
+        rows = [self._row_of(one) for one in done]
+        self._put(*rows)
+
+    def _row_of(self, done: Done) -> Row:
+        work = done.work
         if not work.path:
-            return self._put(work, reason, Stamp(0, 0, 0), "", rows=rows, seconds=seconds)
+            return self._new_row(work, done.reason, rows=done.rows, seconds=done.seconds)
         path = self._root / work.path
         sha256, stamp = content_hash(path), Stamp.of(path)
         assert stamp
         self._verified.add((work.stage, work.artifact))
-        return self._put(work, reason, stamp, sha256, rows=rows, seconds=seconds)
+        return self._new_row(work, done.reason, stamp, sha256, rows=done.rows, seconds=done.seconds)
 
     def record_failure(self, work: Work, *, reason: Reason, seconds: float, error: str) -> None:
         """Note that `work` failed; it is tried again by the next run.
@@ -259,9 +276,8 @@ class Manifest:
                 self._rows[work.stage, work.artifact] = replace(row, error=error)
                 self._write()
         else:
-            self._put(
-                work, reason, Stamp(0, 0, 0), "", seconds=seconds, status="failed", error=error
-            )
+            failed = self._new_row(work, reason, seconds=seconds, status="failed", error=error)
+            self._put(failed)
 
     def mark_removed(self, stage: str) -> None:
         """Note that the artifacts of a stage are removed on purpose; their hashes are kept."""
@@ -277,19 +293,19 @@ class Manifest:
             del self._rows[stage, artifact]
             self._write()
 
-    def _put(
+    def _new_row(
         self,
         work: Work,
         reason: Reason,
-        stamp: Stamp,
-        sha256: str,
+        stamp: Stamp = _NO_FILE,
+        sha256: str = "",
         *,
         rows: int = 0,
         seconds: float = 0.0,
         status: str = "done",
         error: str = "",
     ) -> Row:
-        row = Row(
+        return Row(
             stage=work.stage,
             artifact=work.artifact,
             key=work.key,
@@ -310,10 +326,11 @@ class Manifest:
             inputs=_canonical(dict(work.inputs)),
             schema_version=SCHEMA_VERSION,
         )
+
+    def _put(self, *rows: Row) -> None:
         with self._writing:
-            self._rows[work.stage, work.artifact] = row
+            self._rows.update({(row.stage, row.artifact): row for row in rows})
             self._write()
-        return row
 
     def _write(self) -> None:
         rows = [asdict(row) for row in self._rows.values()]

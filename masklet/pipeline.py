@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -94,12 +95,12 @@ def propagate(run: Run, plan: Plan) -> None:
     run.reasons.update({(work.stage, work.artifact): why for work, why in tracking.items()})
     if model is not None:
         _say_what_retention_costs(run, outdated)
-        object_ids = [one for one in plan.object_ids if str(one) in _artifacts(outdated)]
+        if Reason.FORCED in outdated.values():
+            run.clear_scratch()
         with run.recording(outdated) as rows:
-            _track(run, plan, object_ids, model)
-            for work in outdated:
-                _publish_folder(run.scratch / f"object={work.artifact}", run.root / work.path)
-                rows[work] = len(plan.frame_indices)
+            _track(run, plan, outdated, model)
+            rows.update(dict.fromkeys(outdated, len(plan.frame_indices)))
+    run.clear_scratch()
     _forget_other_objects(run)
 
 
@@ -343,24 +344,19 @@ def _say_what_retention_costs(run: Run, outdated: Mapping[Work, Reason]) -> None
         )
 
 
-def _artifacts(of: Mapping[Work, object]) -> set[str]:
-    return {work.artifact for work in of}
-
-
-def _track(run: Run, plan: Plan, object_ids: Sequence[int | str], model: "SAM2Base") -> None:
+def _track(run: Run, plan: Plan, outdated: Mapping[Work, Reason], model: "SAM2Base") -> None:
     # torch and sam2 take seconds to import, which a rerun need not spend
+    import torch
+
     from masklet.network import Network
-    from masklet.propagate import count_steps
-    from masklet.propagate import propagate as track_objects
+    from masklet.tracking import track_objects
 
-    advance = run.counter("propagate", count_steps(plan, model))
-    track_objects(plan, object_ids, Network.of(model), run.scratch, advance)
-
-
-def _publish_folder(finished: Path, place: Path) -> None:
-    place.parent.mkdir(exist_ok=True)
-    shutil.rmtree(place, ignore_errors=True)
-    finished.replace(place)
+    model.max_cond_frames_in_attn = run.job.max_cond_frames or -1
+    network = Network.of(model, getattr(torch, run.job.precision))
+    by_name = {work.artifact: work for work in outdated}
+    works = {one: by_name[str(one)] for one in plan.object_ids if str(one) in by_name}
+    counter = partial(run.counter, "propagate")
+    track_objects(plan, works, network, run.scratch, run.masklets, counter)
 
 
 def _forget_other_objects(run: Run) -> None:

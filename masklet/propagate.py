@@ -59,12 +59,7 @@ def propagate(
     """
     begun = begun or {}
     first = min((standing.steps for standing in begun.values()), default=0)
-    writers = {
-        one: MaskletWriter(
-            object_folder(masklets, one), one, begun[one].pending if one in begun else ()
-        )
-        for one in object_ids
-    }
+    writers = {one: _writer(masklets, one, begun.get(one)) for one in object_ids}
     ends = _ends(plan, network.model)
     device = network.model.device
     banks = {one: standing.bank.to(device) for one, standing in begun.items()}
@@ -81,8 +76,20 @@ def propagate(
             advance(1)
             is_last = done == ends[-1]
             if keep and (is_last or time.monotonic() - kept >= seconds_between):
-                keep({o: Standing(done, step.banks[o], writers[o].pending) for o in object_ids})
+                keep(
+                    {
+                        one: Standing(done, step.banks[one], writer.pending, writer.parts)
+                        for one, writer in writers.items()
+                    }
+                )
                 kept = time.monotonic()
+
+
+def _writer(masklets: Path, object_id: ObjectId, begun: Standing | None) -> MaskletWriter:
+    folder = object_folder(masklets, object_id)
+    if begun is None:
+        return MaskletWriter(folder, object_id)
+    return MaskletWriter(folder, object_id, begun.pending, begun.parts)
 
 
 def segment_frames(

@@ -11,13 +11,15 @@ from threading import Event
 from typing import NamedTuple
 
 from masklet import lock, works
+from masklet.atomic import TEMPORARY_FILES
 from masklet.errors import UserError
 from masklet.job import SegmentJob
-from masklet.manifest import FILE_NAME, INPUT, InputFile, Manifest, Reason, Work
+from masklet.manifest import FILE_NAME, INPUT, Done, InputFile, Manifest, Reason, Work
 from masklet.models import ModelSpec
 from masklet.works import Asked, Force
 
 Progress = Callable[[str, int, int], None]
+CHECKPOINT = "checkpoint.safetensors"
 _SCRATCH = ".tracking"
 
 
@@ -90,8 +92,11 @@ class Run:
 
     @property
     def scratch(self) -> Path:
-        """Where masklets grow until they are complete."""
+        """Where masklets grow until they are complete; it outlives a run that is killed."""
         return self.root / _SCRATCH
+
+    def clear_scratch(self) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def decide(self) -> works.Decisions:
         """Why each artifact has to be made, as far as it can be told now."""
@@ -135,8 +140,10 @@ class Run:
                     work, reason=reason, seconds=_share(begun, works), error=_one_line(error)
                 )
             raise
-        for work, reason in works.items():
-            self.manifest.record(work, reason=reason, rows=rows[work], seconds=_share(begun, works))
+        seconds = _share(begun, works)
+        self.manifest.record(
+            [Done(work, reason, rows[work], seconds) for work, reason in works.items()]
+        )
 
     def counter(self, stage: str, total: int) -> Callable[[int], None]:
         """A function that counts steps of a stage and reports them."""
@@ -158,19 +165,19 @@ def open_run(order: Order, root: Path, progress: Progress, *, wait: bool = False
 
     Raises UserError if it cannot be written, or if another process holds it and this one is not
     told to `wait`. A directory that was made here and in which nothing was published is removed
-    again.
+    again, unless the tracking in it can go on.
     """
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     with lock.held(root, wait=wait):
         try:
-            run = Run(order, root, open_manifest(root, verify=order.verify), progress)
-            shutil.rmtree(run.scratch, ignore_errors=True)
-            yield run
+            _remove_temporary_files(root)
+            yield Run(order, root, open_manifest(root, verify=order.verify), progress)
         finally:
-            shutil.rmtree(root / _SCRATCH, ignore_errors=True)
-            if made and not _holds_outputs(root):
-                shutil.rmtree(root, ignore_errors=True)
-                _remove_empty(made[1:])
+            if not (root / _SCRATCH / CHECKPOINT).exists():
+                shutil.rmtree(root / _SCRATCH, ignore_errors=True)
+                if made and not _holds_outputs(root):
+                    shutil.rmtree(root, ignore_errors=True)
+                    _remove_empty(made[1:])
 
 
 def open_manifest(root: Path, *, verify: bool = False) -> Manifest:
@@ -182,6 +189,12 @@ def open_manifest(root: Path, *, verify: bool = False) -> Manifest:
         raise UserError(
             f"{root / FILE_NAME}: cannot be read ({_one_line(error)}); remove it to start afresh"
         ) from None
+
+
+def _remove_temporary_files(root: Path) -> None:
+    """Remove what killed runs were about to write."""
+    for path in root.rglob(TEMPORARY_FILES):
+        path.unlink(missing_ok=True)
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -7,8 +7,9 @@ A row is one frame: `frame_index`, `object_score` (the logit of the object being
 size follow from them by `upsample` exactly: what is thrown away cannot reach either.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from masklet.job import ObjectId
 SATURATION = 6.3
 _SATURATED = 16.0
 _PART_ROWS = 256
+_PARTS = "frames-*.parquet"
 MAX_PART_BYTES = 8 * 2**20  # of logits in memory, for each object
 
 
@@ -81,21 +83,31 @@ class MaskletWriter:
     """Writes one object's rows into a folder, in parts, as they come.
 
     Rows come in ascending or in descending order of frame_index; where the order turns, `flush`
-    keeps parts from overlapping. A writer given the `pending` rows of another goes on as that one
-    would have.
+    keeps parts from overlapping. A writer given the `pending` rows and the `parts` of another goes
+    on as that one would have.
     """
 
     def __init__(
-        self, folder: Path, object_id: ObjectId, pending: Sequence[MaskletRow] = ()
+        self,
+        folder: Path,
+        object_id: ObjectId,
+        pending: Sequence[MaskletRow] = (),
+        parts: Mapping[str, str] | None = None,
     ) -> None:
         self._folder, self._object_id = folder, object_id
         self._rows = list(pending)
+        self._parts = dict(parts or {})
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def pending(self) -> tuple[MaskletRow, ...]:
         """The rows that are in no part yet, in the order they came."""
         return tuple(self._rows)
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """sha256 of each part written so far, by file name."""
+        return dict(self._parts)
 
     def add(self, row: MaskletRow) -> None:
         self._rows.append(MaskletRow(row.frame_index, row.object_score, saturate(row.logits)))
@@ -108,9 +120,21 @@ class MaskletWriter:
         if not self._rows:
             return
         rows = sorted(self._rows, key=lambda row: row.frame_index)
-        with replacing(self._folder / f"frames-{rows[0].frame_index:08d}.parquet") as temporary:
+        path = self._folder / f"frames-{rows[0].frame_index:08d}.parquet"
+        with replacing(path) as temporary:
             _write_part(temporary, rows, self._object_id)
+        self._parts[path.name] = _sha256(path)
         self._rows = []
+
+
+def part_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of each part of a masklet, by file name; empty if there is no such folder."""
+    return {path.name: _sha256(path) for path in sorted(folder.glob(_PARTS))}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_part(path: Path, rows: Sequence[MaskletRow], object_id: ObjectId) -> None:
@@ -141,7 +165,7 @@ def _write_part(path: Path, rows: Sequence[MaskletRow], object_id: ObjectId) -> 
 
 def read_masklet(folder: Path) -> Iterator[MaskletRow]:
     """Read an object's rows by ascending frame_index, one part in memory at a time."""
-    for part in sorted(folder.glob("frames-*.parquet")):
+    for part in sorted(folder.glob(_PARTS)):
         table = pq.read_table(part, partitioning=None)
         about = table.schema.metadata
         shape = int(about[b"height"]), int(about[b"width"])

@@ -70,6 +70,8 @@ class Asked:
                 "direction": plan.direction,
                 "start": plan.start,
                 "timeline": _digest(list(plan.timeline)),
+                "precision": job.precision,
+                "max_cond_frames": job.max_cond_frames,
             },
             {str(one.object_id): _prompts_digest(one) for one in plan.objects},
             hashes,

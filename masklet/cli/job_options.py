@@ -77,7 +77,8 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         metavar = "ZIP" if name == "mask_prompts" else "FILE"
         how = typer.Option(flag, metavar=metavar, help=description)
         return _parameter(name, Path | None, how)
-    annotation, metavar = (int, "N") if field.annotation is int else (str, "NAME")
+    is_number = int in (field.annotation, *get_args(field.annotation))
+    annotation, metavar = (int, "N") if is_number else (str, "NAME")
     how = typer.Option(flag, metavar=metavar, help=description + shown)
     return _parameter(name, annotation | None, how)
 

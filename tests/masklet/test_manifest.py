@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from masklet.manifest import FILE_NAME, SCHEMA, Manifest, Reason, Work, content_hash
+from masklet.manifest import FILE_NAME, SCHEMA, Done, Manifest, Reason, Work, content_hash
 
 WORK = Work("masks", 1, "masks.zip", "masks.zip", {"size": [4, 3]}, {"object=1": "abc"})
 
@@ -13,7 +13,7 @@ WORK = Work("masks", 1, "masks.zip", "masks.zip", {"size": [4, 3]}, {"object=1":
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     (tmp_path / WORK.path).write_bytes(b"12345")
-    Manifest(tmp_path, "first").record(WORK, reason=Reason.NEW, rows=7, seconds=1.5)
+    Manifest(tmp_path, "first").record([Done(WORK, Reason.NEW, 7, 1.5)])
     return tmp_path
 
 

@@ -1,0 +1,114 @@
+"""The tracking of a run: it goes on where a killed run stood, and publishes what is complete.
+
+Masklets grow in the run's scratch folder, beside a checkpoint of where each object stands. They
+move to their place when all objects are complete; the manifest learns of it after that.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from masklet.checkpoint import Kept, Standing, load_checkpoint, save_checkpoint
+from masklet.job import ObjectId
+from masklet.manifest import Work
+from masklet.network import Network
+from masklet.plan import Plan
+from masklet.propagate import count_steps, propagate
+from masklet.run import CHECKPOINT
+from masklet.store import object_folder, part_hashes
+
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+_LOGGER = logging.getLogger(__name__)
+
+
+def track_objects(
+    plan: Plan,
+    works: Mapping[ObjectId, Work],
+    network: Network,
+    scratch: Path,
+    masklets: Path,
+    counter: Callable[[int], Callable[[int], None]],
+) -> None:
+    """Make the masklets of `works`, going on from the checkpoint in `scratch` where it fits.
+
+    Args:
+        works: the work of each object that is to be tracked; their keys tell whether a checkpoint
+            is of the same work.
+        scratch: folder where masklets grow; it is the caller's to remove when this is recorded.
+        masklets: folder that gets the complete masklets.
+        counter: makes a function that counts steps, given how many there are.
+    """
+    steps = count_steps(plan, network.model)
+    path = scratch / CHECKPOINT
+    kept = _usable(load_checkpoint(path), works, scratch, masklets, steps)
+    groups = _by_steps(works, kept)
+    advance = counter(steps * len(groups))
+    for begun, object_ids in groups.items():
+        if begun:
+            _LOGGER.info("%s: going on after %d of %d frames", object_ids, begun, steps)
+        if begun == steps:
+            advance(steps)
+            continue
+
+        def keep(standings: Mapping[ObjectId, Standing]) -> None:
+            kept.update({one: Kept(works[one].key, at) for one, at in standings.items()})
+            save_checkpoint(path, kept)
+
+        propagate(
+            plan,
+            object_ids,
+            network,
+            scratch,
+            advance,
+            begun={one: kept[one].standing for one in object_ids if one in kept},
+            keep=keep,
+            seconds_between=SECONDS_BETWEEN_CHECKPOINTS,
+        )
+    for one in works:
+        _publish(object_folder(scratch, one), object_folder(masklets, one))
+
+
+def _usable(
+    found: Mapping[ObjectId, Kept],
+    works: Mapping[ObjectId, Work],
+    scratch: Path,
+    masklets: Path,
+    steps: int,
+) -> dict[ObjectId, Kept]:
+    """The standings that belong to these works and whose parts are all there.
+
+    What is left of others is removed. A run that was killed while it published has left a complete
+    masklet in its place already.
+    """
+    kept = {}
+    for one, work in works.items():
+        grown, place = object_folder(scratch, one), object_folder(masklets, one)
+        found_here = found.get(one)
+        if found_here and found_here.key == work.key:
+            at = found_here.standing
+            is_published = at.steps == steps and at.parts == part_hashes(place)
+            if is_published or at.parts.items() <= part_hashes(grown).items():
+                kept[one] = found_here
+                continue
+        shutil.rmtree(grown, ignore_errors=True)
+    return kept
+
+
+def _by_steps(
+    works: Mapping[ObjectId, Work], kept: Mapping[ObjectId, Kept]
+) -> dict[int, Sequence[ObjectId]]:
+    """The objects by how many steps they have taken, those that are farthest first."""
+    taken = {one: kept[one].standing.steps if one in kept else 0 for one in works}
+    return {
+        steps: [one for one in works if taken[one] == steps]
+        for steps in sorted(set(taken.values()), reverse=True)
+    }
+
+
+def _publish(grown: Path, place: Path) -> None:
+    if not grown.exists():
+        return  # published before the run was killed
+    place.parent.mkdir(exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    grown.replace(place)
