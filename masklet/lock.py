@@ -27,8 +27,9 @@ def held(root: Path, *, wait: bool = False) -> Iterator[None]:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
         yield
-        os.ftruncate(lock, 0)
     finally:
+        # after an error too: this process may live on
+        os.ftruncate(lock, 0)
         os.close(lock)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
@@ -75,11 +75,12 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> Self | None:
-        """None if there is nothing at `path`."""
-        if not path.exists():
+        """None if there is neither a file nor a folder at `path`."""
+        is_folder = path.is_dir()
+        if not is_folder and not path.is_file():
             return None
         about = path.stat()
-        if not path.is_dir():
+        if not is_folder:
             return cls(about.st_size, about.st_mtime_ns, about.st_ino)
         parts = [part.stat() for part in path.iterdir()]
         newest = max((part.st_mtime_ns for part in parts), default=0)
@@ -170,8 +171,8 @@ class Manifest:
         path = root / FILE_NAME
         if path.exists():
             for fields_of_row in pq.read_table(path, partitioning=None).to_pylist():
-                if (row := _read_row(fields_of_row)) is not None:
-                    self._rows[row.stage, row.artifact] = row
+                row = _read_row(fields_of_row)
+                self._rows[row.stage, row.artifact] = row
 
     @property
     def root(self) -> Path:
@@ -348,11 +349,27 @@ def content_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_row(fields_of_row: dict[str, Any]) -> Row | None:
-    """A row of this schema or of version 1, which had no mtime_ns and no inode; else None."""
-    if fields_of_row["schema_version"] == 1:
+def _read_row(fields_of_row: dict[str, Any]) -> Row:
+    """A row of this schema or of version 1, which had no mtime_ns and no inode.
+
+    Raises ValueError for anything else: a manifest may come from elsewhere, and its paths are read.
+    """
+    version = fields_of_row.get("schema_version")
+    if version == 1:
         fields_of_row |= {"mtime_ns": 0, "inode": 0, "schema_version": SCHEMA_VERSION}
-    return Row(**fields_of_row) if fields_of_row["schema_version"] == SCHEMA_VERSION else None
+    elif version != SCHEMA_VERSION:
+        raise ValueError(f"its schema_version is {version}, not {SCHEMA_VERSION}")
+    wrong = [one.name for one in fields(Row) if type(fields_of_row.get(one.name)) is not one.type]
+    if wrong or len(fields_of_row) != len(fields(Row)):
+        raise ValueError(f"its columns are not those of the schema: {', '.join(wrong)}")
+    row = Row(**fields_of_row)
+    path = PurePath(row.path)
+    if row.stage != INPUT and (path.is_absolute() or ".." in path.parts):
+        raise ValueError(f"{row.path} is not a path in the run directory")
+    for text in (row.parameters, row.inputs):
+        if not isinstance(json.loads(text), dict):
+            raise ValueError(f"{text[:100]} is not a JSON object")
+    return row
 
 
 def _stands(row: Row, root: Path) -> bool:

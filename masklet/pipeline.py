@@ -26,7 +26,17 @@ from masklet.media import Source, probe
 from masklet.models import config_sha256, find_model, load_model, require_checkpoint
 from masklet.plan import Plan, plan_job
 from masklet.price import price
-from masklet.run import Made, Order, Progress, Run, Weights, open_manifest, open_run, silent
+from masklet.run import (
+    Made,
+    Order,
+    Progress,
+    Run,
+    Weights,
+    frames_tracked,
+    open_manifest,
+    open_run,
+    silent,
+)
 from masklet.store import object_folder
 from masklet.works import Asked, wanted
 
@@ -243,15 +253,13 @@ def dry_run(
     manifest = open_manifest(out, verify=verify)
     decisions = works.decide(order.asked, manifest, order.force)
     hashes = next(dict(work.inputs) for work in decisions if work.stage == "masks")
-    planned = [
-        Planned(
-            "make" if why else "reuse",
-            work.stage,
-            work.artifact,
-            works.explain(work, why, manifest.find(work.stage, work.artifact)),
-        )
-        for work, why in decisions.items()
-    ]
+    begun = {} if order.force in ("all", "propagate") else frames_tracked(out)
+    planned = []
+    for work, reason in decisions.items():
+        why = works.explain(work, reason, manifest.find(work.stage, work.artifact))
+        if reason and work.key in begun:
+            why += f"; goes on after {begun[work.key]} frames"
+        planned.append(Planned("make" if reason else "reuse", work.stage, work.artifact, why))
     leftover = [("propagate", row.artifact) for row in _other_objects(order.asked, manifest)]
     leftover += [(w.stage, w.artifact) for w in _unwanted_exports(order.asked, manifest, hashes)]
     return planned + [Planned("remove", *place, "not asked for") for place in leftover]

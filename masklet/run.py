@@ -1,5 +1,6 @@
 """A run directory, held by one process while it works there."""
 
+import json
 import shutil
 import time
 import uuid
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
 
 from masklet import lock, works
 from masklet.atomic import TEMPORARY_FILES
@@ -189,6 +192,17 @@ def open_manifest(root: Path, *, verify: bool = False) -> Manifest:
         raise UserError(
             f"{root / FILE_NAME}: cannot be read ({_one_line(error)}); remove it to start afresh"
         ) from None
+
+
+def frames_tracked(root: Path) -> dict[str, int]:
+    """How far a run that was killed had come, by the keys of its works; empty without one."""
+    path = root / _SCRATCH / CHECKPOINT
+    try:
+        with safe_open(path, "np") as file:
+            objects = json.loads(file.metadata()["objects"])
+        return {key: steps for _, key, steps, _ in objects}
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return {}  # none, or none that a run could go on from
 
 
 def _remove_temporary_files(root: Path) -> None:

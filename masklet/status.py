@@ -3,6 +3,7 @@
 Nothing is written, no model is needed, and a run that holds the directory is not disturbed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,7 @@ from masklet.errors import UserError
 from masklet.exports import EXPORTS
 from masklet.manifest import INPUT, Manifest, Reason, Row, Work
 from masklet.models import config_sha256, find_model
-from masklet.run import open_manifest
+from masklet.run import frames_tracked, open_manifest
 from masklet.works import Asked
 
 
@@ -57,12 +58,14 @@ class Status:
     """A run directory as it stands against the job that it was last used for.
 
     holder: which process works in it right now, if any. asked: the last job.
+    tracked: frames that a run which did not end has tracked, by object; the next one goes on.
     """
 
     root: Path
     holder: str | None
     asked: Asked | None
     artifacts: tuple[Artifact, ...]
+    tracked: Mapping[str, int]
 
     @property
     def is_right(self) -> bool:
@@ -100,13 +103,17 @@ def read_status(root: Path, *, verify: bool = False) -> Status:
         raise UserError(f"{root}: is no run directory: there is no manifest.parquet in it")
     inputs = [_input(row, manifest) for row in manifest.rows(INPUT)]
     job = manifest.find("check_prompts", "job")
+    tracked: dict[str, int] = {}
     if job is None:
         asked, artifacts = None, [_file(row, manifest) for row in _own_rows(manifest)]
     else:
         asked = Asked.from_row(job)
         changed = {one.artifact for one in inputs if one.state == State.STALE}
         artifacts = _compare(_now(asked, changed), manifest)
-    return Status(root, holder, asked, (*inputs, *artifacts))
+        begun = frames_tracked(root)
+        keys = {one: works.track_work(asked, one).key for one in asked.objects}
+        tracked = {str(one): begun[key] for one, key in keys.items() if key in begun}
+    return Status(root, holder, asked, (*inputs, *artifacts), tracked)
 
 
 def _compare(asked: Asked, manifest: Manifest) -> list[Artifact]:

@@ -1,6 +1,7 @@
 """The command line: `masklet segment`, `masklet price`, `masklet models`."""
 
 import os
+import signal
 import sys
 
 import typer
@@ -11,6 +12,7 @@ from masklet.errors import UserError
 
 def main() -> None:
     """Entry point of the `masklet` command; a refusal is one line on stderr and exit code 2."""
+    signal.signal(signal.SIGTERM, _leave)
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except UserError as error:
@@ -30,6 +32,11 @@ def main() -> None:
         _refuse(f"{place}{error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _leave(*_: object) -> None:
+    """End as Ctrl-C does, so that nothing half-written is left behind."""
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _refuse(message: str) -> None:

@@ -28,6 +28,8 @@ def print_status(status: "Status") -> None:
     _print_columns([heads, *(_line(one) for one in status.artifacts)])
     if (per := status.bytes_per_frame_and_object) is not None:
         typer.echo(f"\nmasklets: {status.masklet_bytes:,} bytes, {per:,.0f} per frame and object")
+    for object_id, frames in status.tracked.items():
+        typer.echo(f"\nobject {object_id}: {frames:,} frames tracked; the next run goes on there")
     typer.echo("\neverything is up to date" if status.is_right else "\nnot up to date")
 
 
