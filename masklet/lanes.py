@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from threading import Lock
 from types import TracebackType
 
 import torch
@@ -34,17 +35,21 @@ Tracked = list[tuple[Prediction, MemoryBank]]
 class Lanes:
     """Worker threads for one network; a context manager.
 
-    objects_per_batch, frames_per_batch: how much goes through the network at once. They are halved
-    for good, with a warning, when a batch does not fit into memory.
+    A batch that does not fit into memory is done in parts, and all later ones are as small, with
+    one warning.
     """
 
     def __init__(self, network: Network, objects: int) -> None:
         self.network = network
         device = network.model.device.type
-        self.objects_per_batch = _OBJECTS_PER_BATCH.get(device, _MANY_OBJECTS)
         self.frames_per_batch = _FRAMES_PER_BATCH.get(device, _MANY_FRAMES)
+        objects_per_batch = _OBJECTS_PER_BATCH.get(device, _MANY_OBJECTS)
+        self._limits = {
+            "objects": _Limit("objects", objects_per_batch),
+            "frames": _Limit("frames", self.frames_per_batch),
+        }
         self._threads = torch.get_num_threads()
-        lanes = min(self._threads, 1 + -(-objects // self.objects_per_batch))
+        lanes = min(self._threads, 1 + -(-objects // objects_per_batch))
         self._pool = ThreadPoolExecutor(
             lanes, initializer=torch.set_num_threads, initargs=(self._threads // lanes,)
         )
@@ -64,10 +69,9 @@ class Lanes:
     def encode(self, images: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, FrameFeatures]]:
         """Encode frames (position, image) some batches ahead of the one that is asked for."""
         ahead: deque[tuple[list[int], Future[list[FrameFeatures]]]] = deque()
-        size = self.frames_per_batch
 
         def submit() -> None:
-            if batch := list(islice(images, size)):
+            if batch := list(islice(images, self._limits["frames"].size)):
                 positions, pictures = zip(*batch, strict=True)
                 ahead.append((list(positions), self._pool.submit(self._encode, pictures)))
 
@@ -82,7 +86,7 @@ class Lanes:
         self, features: FrameFeatures, position: int, banks: Sequence[MemoryBank], sweep: Sweep
     ) -> list[Future[Tracked]]:
         """Start tracking objects on a frame; the results together are in the order of `banks`."""
-        size = self.objects_per_batch
+        size = self._limits["objects"].size
         return [
             self._pool.submit(self._track, features, position, banks[at : at + size], sweep)
             for at in range(0, len(banks), size)
@@ -94,35 +98,55 @@ class Lanes:
         try:
             return tracker.track(self.network, features, position, banks, sweep)
         except RuntimeError as error:
-            half = self._half(error, len(banks), "objects")
-        self.objects_per_batch = min(self.objects_per_batch, half)
+            size = self._limits["objects"].lower(error, len(banks))
         return [
             one
-            for part in (banks[:half], banks[half:])
-            for one in self._track(features, position, part, sweep)
+            for at in range(0, len(banks), size)
+            for one in self._track(features, position, banks[at : at + size], sweep)
         ]
 
     def _encode(self, images: Sequence[Tensor]) -> list[FrameFeatures]:
         try:
             return self.network.encode(torch.stack(list(images)))
         except RuntimeError as error:
-            half = self._half(error, len(images), "frames")
-        self.frames_per_batch = min(self.frames_per_batch, half)
-        return [one for part in (images[:half], images[half:]) for one in self._encode(part)]
+            size = self._limits["frames"].lower(error, len(images))
+        return [
+            one
+            for at in range(0, len(images), size)
+            for one in self._encode(images[at : at + size])
+        ]
 
-    def _half(self, error: RuntimeError, size: int, what: str) -> int:
-        """Half of a batch that did not fit into memory; raises all other errors again."""
+
+class _Limit:
+    """How many objects, or frames, go through the network at once; shared by all lanes."""
+
+    def __init__(self, what: str, size: int) -> None:
+        self.what, self.size = what, size
+        self._is_lowered = False
+        self._lock = Lock()
+
+    def lower(self, error: RuntimeError, size: int) -> int:
+        """A size to try after `size` did not fit into memory; raises all other errors again."""
         if not _is_out_of_memory(error):
             raise error
         if size == 1:
             raise UserError(
-                f"out of memory with one of the {what} at a time; free some memory, or use a "
+                f"out of memory with one of the {self.what} at a time; free some memory, or use a "
                 "smaller model"
             ) from error
-        _log.warning("out of memory with %d %s at a time; going on with %d", size, what, size // 2)
+        with self._lock:
+            self.size = min(self.size, size // 2)
+            if not self._is_lowered:
+                _log.warning(
+                    "out of memory with %d %s at a time; going on with %d, or with what fits",
+                    size,
+                    self.what,
+                    self.size,
+                )
+            self._is_lowered = True
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return size // 2
+        return self.size
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -271,6 +271,14 @@ def test_interval_with_prompts_off_the_grid(
     compare(plan, nano, oracle)
 
 
+def test_64_frames_tracked(nano: SAM2Base, oracle: Any, tmp_path: Path) -> None:
+    path = tmp_path / "long.mp4"
+    frames = (picture(frame_index, speed=1.5) for frame_index in range(65))
+    write_video(path, frames, width=WIDTH, height=HEIGHT, frame_rate=Fraction(10))
+    prompts: Prompts = {1: {0: said(click(POINTS[0]))}, 2: {0: said(mask=disc(0))}}
+    compare(plan_of(probe(path), prompts), nano, oracle)
+
+
 # ---------------------------------------------------------------------------------------------
 # Other models
 
@@ -308,9 +316,7 @@ def assert_useful(logits: Logits, tracked: list[tuple[int, Any]]) -> None:
 # max_cond_frames
 
 
-@pytest.mark.parametrize(
-    ("limit", "direction"), [(2, "forward"), (2, "backward"), (2, "both"), (3, "both")]
-)
+@pytest.mark.parametrize(("limit", "direction"), [(2, "forward"), (2, "backward"), (3, "both")])
 def test_max_cond_frames(
     limit: int,
     direction: Direction,
