@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 
 from demo.render import is_rendered, render_to
-from masklet.media import Source, probe
+from masklet.media import Source, probe, read_frames, write_video
 from masklet.plan import Clicks, FramePrompts, ObjectPlan, Plan
 
 COLUMNS = 8
@@ -19,6 +20,23 @@ def demo_clip() -> Path:
     if not is_rendered(folder):
         render_to(folder)
     return next(folder.glob("*.mp4"))
+
+
+def long_clip(frames: int) -> Path:
+    """The demo's clip forwards and backwards until it has so many frames."""
+    path = Path(f"out/demo-clip-{frames}.mp4")
+    if not path.exists():
+        source = probe(str(demo_clip()))
+        pictures = [picture for _, picture in read_frames(source, range(source.num_frames))]
+        there_and_back = cycle([*pictures, *pictures[-2:0:-1]])
+        write_video(
+            path,
+            islice(there_and_back, frames),
+            width=source.width,
+            height=source.height,
+            frame_rate=source.frame_rate,
+        )
+    return path
 
 
 def grid_plan(source: Source, frames: int, objects: int) -> Plan:

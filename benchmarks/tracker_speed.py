@@ -2,8 +2,10 @@
 
 Same weights, same file, same prompts, in turn in one run, each from the file to what it keeps:
 upstream decodes and prepares all frames, tracks, and makes masks of the video's size, as
-`propagate_in_video` gives them; masklet decodes, tracks and writes the masklet store. Figures are
-medians over `--rounds`; the ratio is upstream's time over masklet's.
+`propagate_in_video` gives them; masklet decodes, tracks and writes the masklet store. On a GPU
+upstream runs under bfloat16 autocast, as it is and compiled (`vos_optimized`). Figures are medians
+over `--rounds` after a first one that warms up; the ratio is upstream's best time over masklet's.
+The IoU is that of the masks in bfloat16 with those in float32, at the model's resolution.
 """
 
 from __future__ import annotations
@@ -16,8 +18,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -25,35 +25,11 @@ from rich.table import Table
 
 from benchmarks.clips import grid_plan, open_clip
 from benchmarks.machine import describe
-from masklet.media import read_frames
-from masklet.models import find_model, load_model
+from benchmarks.upstream import any_weights, make_predictor, track
+from masklet.models import find_model
 from masklet.network import Network
 from masklet.plan import Plan
-from masklet.propagate import propagate
-from masklet.tracker import preprocess
-from tests.masklet.oracle import make_oracle
-
-
-def upstream(predictor: Any, plan: Plan) -> None:
-    """From the file to masks (objects, height, width) of every frame."""
-    size = predictor.image_size
-    frames = [preprocess(frame, size) for _, frame in read_frames(plan.source, plan.timeline)]
-    shape = plan.source.height, plan.source.width
-    with (
-        torch.inference_mode(),
-        patch(
-            "sam2.sam2_video_predictor.load_video_frames", lambda **_: (torch.stack(frames), *shape)
-        ),
-    ):
-        state = predictor.init_state("unused")
-        for one in plan.objects:
-            for at, prompts in one.prompts.items():
-                for clicks in prompts.clicks:
-                    predictor.add_new_points_or_box(
-                        state, at, one.object_id, points=clicks.points, labels=clicks.labels
-                    )
-        for _, _, logits in predictor.propagate_in_video(state):
-            (logits > 0).cpu()
+from masklet.propagate import propagate, segment_frames
 
 
 def ours(network: Network, plan: Plan) -> None:
@@ -66,47 +42,65 @@ def ours(network: Network, plan: Plan) -> None:
 
 
 def in_turn(rounds: int, *functions: Callable[[], None]) -> list[float]:
-    """Median seconds of each function, taken in turn."""
+    """Median seconds of each function, taken in turn; a first turn is not counted."""
     seconds: list[list[float]] = [[] for _ in functions]
-    for _ in range(rounds):
+    for _ in range(rounds + 1):
         for taken, function in zip(seconds, functions, strict=True):
             begun = time.perf_counter()
             function()
             taken.append(time.perf_counter() - begun)
-    return [statistics.median(taken) for taken in seconds]
+    return [statistics.median(taken[1:]) for taken in seconds]
+
+
+def mean_iou(plan: Plan, *networks: Network) -> float:
+    """Of two networks' masks, over all objects and frames on which either has one."""
+    ious = []
+    for steps in zip(*(segment_frames(plan, plan.object_ids, n) for n in networks), strict=True):
+        for one in steps[0].predictions:
+            first, second = (step.predictions[one].logits > 0 for step in steps)
+            if (union := (first | second).sum()) > 0:
+                ious.append(float((first & second).sum() / union))
+    return statistics.mean(ious) if ious else 1.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="masklet beside upstream, in one run")
     parser.add_argument("clip", nargs="?", type=Path, help="a video; the demo's without one")
     parser.add_argument("--model", default="nano")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     source, spec = open_clip(args.clip), find_model(args.model)
-    model = load_model(spec)
-    predictor = make_oracle(spec, model)
+    model = any_weights(spec, args.device)
     networks = {
         "float32": Network.of(model),
         "bfloat16": Network.of(model, torch.bfloat16),
     }
-    table = Table("objects", "upstream fps", box=None)
+    predictors = {"upstream": make_predictor(spec, model)}
+    if args.device == "cuda":
+        predictors["compiled"] = make_predictor(spec, model, compiled=True)
+    table = Table("objects", *(f"{name} fps" for name in predictors), box=None)
     for name in networks:
         table.add_column(f"masklet {name}")
         table.add_column("ratio")
+    table.add_column("IoU")
     for objects in args.objects:
         plan = grid_plan(source, args.frames, objects)
-        runs = [partial(ours, network, plan) for network in networks.values()]
-        theirs, *mine = in_turn(args.rounds, partial(upstream, predictor, plan), *runs)
-        frames = len(plan.timeline)
-        pairs = [(f"{frames / seconds:.2f}", f"{theirs / seconds:.2f}") for seconds in mine]
-        table.add_row(
-            str(objects), f"{frames / theirs:.2f}", *(cell for pair in pairs for cell in pair)
-        )
-    console = Console()
+        theirs = [partial(track, predictor, plan) for predictor in predictors.values()]
+        mine = [partial(ours, network, plan) for network in networks.values()]
+        seconds = in_turn(args.rounds, *theirs, *mine)
+        rates = [len(plan.timeline) / taken for taken in seconds]
+        best = max(rates[: len(theirs)])
+        cells = [f"{rate:.2f}" for rate in rates[: len(theirs)]]
+        for rate in rates[len(theirs) :]:
+            cells += [f"{rate:.2f}", f"{rate / best:.2f}"]
+        table.add_row(str(objects), *cells, f"{mean_iou(plan, *networks.values()):.4f}")
+    console = Console(width=120)
     console.print(
-        f"{spec.name}, {source.width}x{source.height}, {args.frames} frames; {describe()}"
+        f"{spec.name} on {args.device}, {source.width}x{source.height}, {args.frames} frames; "
+        f"{describe()}"
     )
     console.print(table)
 

@@ -13,6 +13,7 @@ is arranged for speed.
 Activations between the matrix products are float32, whatever the precision of the weights.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from math import isqrt
 
@@ -99,6 +100,11 @@ class Fusion:
                     _prepare(across, places, dtype),
                 )
             )
+        if dtype != torch.float32:
+            attention = deepcopy(attention)
+            for layer in attention.layers:
+                layer.linear1.to(dtype)
+                layer.linear2.to(dtype)
         return Fusion(attention, blocks, cos, sin)
 
     def __call__(self, image: Tensor, position: Tensor, memory: MemoryTokens) -> Tensor:

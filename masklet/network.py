@@ -5,7 +5,6 @@ follows its inference, without what tracking does not need: masks at the size of
 pictures are made where the memory encoder takes them and nowhere else.
 """
 
-from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import Tensor
 
 from masklet.attention import Fusion
+from masklet.encoders import ImageEncoder, MemoryEncoder
 
 _NO_POINT = -1
 
@@ -23,11 +23,9 @@ class FrameFeatures:
     """What the image encoder makes of one frame; shared by all objects.
 
     maps: (1, channels, h, w) float32, from stride 4 to stride 16.
-    position: position embedding of the last map, (1, h * w, d_model).
     """
 
     maps: tuple[Tensor, ...]
-    position: Tensor
 
     def tokens(self) -> Tensor:
         """The last map as (1, h * w, d_model)."""
@@ -54,49 +52,46 @@ class Prediction:
 class Network:
     """A model made ready for tracking.
 
-    dtype: precision of the image encoder, the memory attention and the memory encoder; prompts and
-    masks are float32 always.
-    dense_position: position embedding of the mask decoder's image, (1, d_model, h, w).
+    image_encoder, memory_encoder, fusion: in the precision asked for; prompts and masks are float32
+    always.
+    position: embedding of the places in a frame's last map, (1, h * w, d_model).
+    dense_position: the same for the mask decoder, (1, d_model, h, w).
     """
 
     model: SAM2Base
+    image_encoder: ImageEncoder
+    memory_encoder: MemoryEncoder
     fusion: Fusion
-    dtype: torch.dtype
+    position: Tensor
     dense_position: Tensor
 
     @staticmethod
     @torch.inference_mode()
     def of(model: SAM2Base, dtype: torch.dtype = torch.float32) -> "Network":
-        """Prepare a model; with another precision than its own a copy of it."""
+        """Prepare a model, which stays as it is."""
         _check(model)
         side = model.sam_image_embedding_size
         where = model.memory_encoder.position_encoding(
             torch.zeros(1, model.mem_dim, side, side, device=model.device)
         )
         embeddings = where.flatten(2).transpose(1, 2) + model.maskmem_tpos_enc[:, 0]
-        if dtype != torch.float32:
-            model = _in_precision(model, dtype)
+        frame = torch.zeros(1, model.hidden_dim, side, side, device=model.device)
+        position = model.image_encoder.neck.position_encoding(frame)
         return Network(
             model,
+            ImageEncoder.of(model, dtype),
+            MemoryEncoder.of(model, dtype),
             Fusion.of(model.memory_attention, embeddings, dtype),
-            dtype,
+            position.flatten(2).transpose(1, 2),
             model.sam_prompt_encoder.get_dense_pe(),
         )
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> list[FrameFeatures]:
         """Run the image encoder on preprocessed frames (frames, 3, image_size, image_size)."""
-        model = self.model
-        encoded = model.image_encoder(images.to(model.device, self.dtype))
-        maps = [level.float() for level in encoded["backbone_fpn"][-model.num_feature_levels :]]
-        for place, project in enumerate(
-            (model.sam_mask_decoder.conv_s0, model.sam_mask_decoder.conv_s1)
-        ):
-            maps[place] = project(maps[place])
-        position = encoded["vision_pos_enc"][-1][:1].float().flatten(2).transpose(1, 2)
+        maps = self.image_encoder(images.to(self.model.device))
         return [
-            FrameFeatures(tuple(level[at : at + 1] for level in maps), position)
-            for at in range(len(images))
+            FrameFeatures(tuple(level[at : at + 1] for level in maps)) for at in range(len(images))
         ]
 
     def decode(
@@ -158,25 +153,11 @@ class Network:
         hard = from_prompts and model.binarize_mask_from_pts_for_mem_enc
         mask = (mask > 0).float() if hard else mask.sigmoid_()
         mask.mul_(model.sigmoid_scale_for_mem_enc).add_(model.sigmoid_bias_for_mem_enc)
-        image = features.maps[-1].expand(len(logits), -1, -1, -1)
-        encoded = model.memory_encoder(
-            image.to(self.dtype), mask.to(self.dtype), skip_mask_sigmoid=True
-        )
-        memory = torch.as_tensor(encoded["vision_features"]).float()
+        memory = self.memory_encoder(features.maps[-1], mask)
         if model.no_obj_embed_spatial is not None:
             absent = (scores <= 0).float()[:, None, None, None]
             memory = memory + absent * model.no_obj_embed_spatial[..., None, None]
         return memory.to(torch.bfloat16)
-
-
-def _in_precision(model: SAM2Base, dtype: torch.dtype) -> SAM2Base:
-    model = deepcopy(model)
-    model.image_encoder.to(dtype)
-    model.memory_encoder.to(dtype)
-    for layer in model.memory_attention.layers:
-        layer.linear1.to(dtype)
-        layer.linear2.to(dtype)
-    return model
 
 
 def _check(model: SAM2Base) -> None:

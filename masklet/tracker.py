@@ -172,7 +172,7 @@ def track(
 def _track_batch(
     network: Network, features: FrameFeatures, memory: MemoryTokens
 ) -> tuple[list[Prediction], list[Memory]]:
-    fused = network.fusion(features.tokens(), features.position, memory)
+    fused = network.fusion(features.tokens(), network.position, memory)
     conditioned = fused.transpose(1, 2).reshape(len(fused), *features.maps[-1].shape[1:])
     multimask = _takes_best_of_three(network.model, num_points=0)
     logits, scores, pointers = network.decode(features, conditioned, multimask=multimask)
