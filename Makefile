@@ -12,7 +12,7 @@ export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 180
 # sam2 is used without its CUDA extension.
 export SAM2_BUILD_CUDA := 0
 
-.PHONY: demo test lint format install clean
+.PHONY: demo test lint format kill install clean
 
 demo: .venv/installed
 	$(BIN)/python -m demo --out out/demo
@@ -29,6 +29,10 @@ lint: .venv/installed
 format: .venv/installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# Kills a run 50 times and compares what it made; takes some ten minutes.
+kill: .venv/installed
+	$(BIN)/python -m benchmarks.kill
 
 install: .venv/installed
 

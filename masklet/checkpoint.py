@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from masklet.atomic import replacing
@@ -68,7 +68,7 @@ def save_checkpoint(path: Path, objects: Mapping[ObjectId, Kept]) -> None:
     )
     metadata = {"version": _VERSION, "objects": about, "sha256": _digest(about, tensors)}
     with replacing(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
+        save_file(tensors, temporary, metadata)
 
 
 def load_checkpoint(path: Path) -> dict[ObjectId, Kept]:

@@ -23,6 +23,8 @@ from masklet.store import MaskletRow, MaskletWriter, object_folder
 from masklet.tracker import MemoryBank, Sweep
 
 _FRAMES_AHEAD = 4
+# a share of the time; on a slow disk it is kept less often
+_MOST_FOR_KEEPING = 0.025
 
 
 class Step(NamedTuple):
@@ -63,7 +65,7 @@ def propagate(
     ends = _ends(plan, network.model)
     device = network.model.device
     banks = {one: standing.bank.to(device) for one, standing in begun.items()}
-    kept = time.monotonic()
+    due = time.monotonic() + seconds_between
     advance(first)
     steps = segment_frames(plan, object_ids, network, first, banks)
     with closing(steps):
@@ -75,14 +77,15 @@ def propagate(
                     writer.flush()
             advance(1)
             is_last = done == ends[-1]
-            if keep and (is_last or time.monotonic() - kept >= seconds_between):
+            if keep and (is_last or time.monotonic() >= due):
+                now = time.monotonic()
                 keep(
                     {
                         one: Standing(done, step.banks[one], writer.pending, writer.parts)
                         for one, writer in writers.items()
                     }
                 )
-                kept = time.monotonic()
+                due = now + max(seconds_between, (time.monotonic() - now) / _MOST_FOR_KEEPING)
 
 
 def _writer(masklets: Path, object_id: ObjectId, begun: Standing | None) -> MaskletWriter:

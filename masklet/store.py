@@ -24,7 +24,7 @@ from masklet.job import ObjectId
 # 255 * sigmoid rounds to 0 or 255 beyond ±6.24; the rest is room for rounding in the interpolation
 SATURATION = 6.3
 _SATURATED = 16.0
-_PART_ROWS = 256
+PART_ROWS = 256
 _PARTS = "frames-*.parquet"
 MAX_PART_BYTES = 8 * 2**20  # of logits in memory, for each object
 
@@ -112,7 +112,7 @@ class MaskletWriter:
     def add(self, row: MaskletRow) -> None:
         self._rows.append(MaskletRow(row.frame_index, row.object_score, saturate(row.logits)))
         full = len(self._rows) * row.logits.nbytes >= MAX_PART_BYTES
-        if full or len(self._rows) >= _PART_ROWS:
+        if full or len(self._rows) >= PART_ROWS:
             self.flush()
 
     def flush(self) -> None:
