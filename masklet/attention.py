@@ -16,6 +16,7 @@ Activations between the matrix products are float32, whatever the precision of t
 from copy import deepcopy
 from dataclasses import dataclass
 from math import isqrt
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,7 @@ from sam2.modeling.sam.transformer import RoPEAttention
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class MemoryTokens:
+class MemoryTokens(NamedTuple):
     """What B objects attend to, as many tokens for each.
 
     tokens: (B, maps * h * w + pointers, mem_dim), first the memory maps, then object pointers.
@@ -137,10 +137,10 @@ class Fusion:
         projected = (memory.tokens.to(block.key.weight.dtype) @ block.key.weight.T).float()
         keys = torch.empty_like(projected)
         keys_by_map = keys[:, :spatial].view(by_map)
-        for keys_of_one, ages in zip(keys_by_map, memory.ages, strict=True):
-            torch.index_select(block.places, 0, ages, out=keys_of_one)
+        for index in range(objects):
+            keys_by_map[index] = block.places[memory.ages[index]]
         _add_turned(keys_by_map, projected[:, :spatial].view(by_map), self.cos, self.sin)
-        torch.add(projected[:, spatial:], block.key(memory.pointer_position), out=keys[:, spatial:])
+        keys[:, spatial:] = projected[:, spatial:] + block.key(memory.pointer_position)
         return _attend(block, queries, keys, memory.tokens)
 
 

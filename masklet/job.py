@@ -142,6 +142,11 @@ class SegmentJob(BaseModel):
         description="Of the large matrix products; bfloat16 is faster where the machine has it, "
         "and moves the edges of masks a little.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile the model for this machine and these objects first: that takes a "
+        "minute or more and a C++ compiler, and pays on long videos.",
+    )
     max_cond_frames: StrictInt | None = Field(
         None,
         ge=2,
@@ -158,7 +163,11 @@ class SegmentJob(BaseModel):
         description="Keep the masklets when the outputs are complete. They are the largest thing "
         "there; without them another output costs the tracking again.",
     )
-    preview: bool = Field(False, description="Segment the prompted frames only (not yet there).")
+    preview: bool = Field(
+        False,
+        description="Segment the prompted frames only and make pictures of them, nothing else; "
+        "takes seconds.",
+    )
     multimask_output: bool = Field(
         False, description="Images only: three masks with quality scores (not yet there)."
     )

@@ -66,6 +66,19 @@ class Lanes:
         self._pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._threads)
 
+    def warm_up(self, banks: Sequence[MemoryBank], sweep: Sweep) -> None:
+        """Compile what is to be compiled for these objects, before the first frame.
+
+        In a lane, since what is compiled is bound to the number of threads there.
+        """
+        size = self._limits["objects"].size
+        memories = [
+            memory
+            for at in range(0, len(banks), size)
+            for memory in tracker.full_memory(self.network, banks[at : at + size], sweep)
+        ]
+        self._pool.submit(self.network.warm_up, self.frames_per_batch, memories).result()
+
     def encode(self, images: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, FrameFeatures]]:
         """Encode frames (position, image) some batches ahead of the one that is asked for."""
         ahead: deque[tuple[list[int], Future[list[FrameFeatures]]]] = deque()
@@ -107,7 +120,7 @@ class Lanes:
 
     def _encode(self, images: Sequence[Tensor]) -> list[FrameFeatures]:
         try:
-            return self.network.encode(torch.stack(list(images)))
+            return self.network.encode(images)
         except RuntimeError as error:
             size = self._limits["frames"].lower(error, len(images))
         return [

@@ -5,14 +5,18 @@ follows its inference, without what tracking does not need: masks at the size of
 pictures are made where the memory encoder takes them and nowhere else.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import Tensor
 
-from masklet.attention import Fusion
+from masklet.attention import Fusion, MemoryTokens
+from masklet.compiled import Compiled
 from masklet.encoders import ImageEncoder, MemoryEncoder
 
 _NO_POINT = -1
@@ -56,6 +60,7 @@ class Network:
     always.
     position: embedding of the places in a frame's last map, (1, h * w, d_model).
     dense_position: the same for the mask decoder, (1, d_model, h, w).
+    compiled: faster ways to do the same, once they are warmed up.
     """
 
     model: SAM2Base
@@ -64,6 +69,7 @@ class Network:
     fusion: Fusion
     position: Tensor
     dense_position: Tensor
+    compiled: "CompiledParts | None" = None
 
     @staticmethod
     @torch.inference_mode()
@@ -86,13 +92,55 @@ class Network:
             model.sam_prompt_encoder.get_dense_pe(),
         )
 
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> "Network":
+        """The same network with parts that `warm_up` compiles by a backend of torch.compile."""
+        parts = CompiledParts(
+            Compiled(self.image_encoder, backend), Compiled(partial(_step, self), backend)
+        )
+        return replace(self, compiled=parts)
+
     @torch.inference_mode()
-    def encode(self, images: Tensor) -> list[FrameFeatures]:
-        """Run the image encoder on preprocessed frames (frames, 3, image_size, image_size)."""
-        maps = self.image_encoder(images.to(self.model.device))
+    def warm_up(self, frames: int, memories: Iterable[MemoryTokens]) -> None:
+        """Compile for so many frames at a time, and for memories of these shapes."""
+        if self.compiled is None:
+            return
+        size = self.model.image_size
+        images = torch.zeros(frames, 3, size, size, device=self.model.device)
+        self.compiled.image_encoder.warm_up(images)
+        maps = self.encode(images)[0].maps
+        for memory in memories:
+            self.compiled.step.warm_up(*maps, *memory)
+
+    @torch.inference_mode()
+    def encode(self, images: Iterable[Tensor]) -> list[FrameFeatures]:
+        """Run the image encoder on preprocessed frames, each (3, image_size, image_size)."""
+        encoder = self.compiled.image_encoder if self.compiled else self.image_encoder
+        maps = encoder(torch.stack(list(images)).to(self.model.device))
         return [
-            FrameFeatures(tuple(level[at : at + 1] for level in maps)) for at in range(len(images))
+            FrameFeatures(tuple(level[at : at + 1] for level in maps)) for at in range(len(maps[0]))
         ]
+
+    def step(
+        self, features: FrameFeatures, memory: MemoryTokens
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One frame for the B objects that have this memory.
+
+        Returns:
+            logits (B, 4 h, 4 w), object scores (B,), and what the frame leaves behind: memory maps
+            (B, mem_dim, h, w) bfloat16 and object pointers (B, d_model).
+        """
+        step = self.compiled.step if self.compiled else partial(_step, self)
+        result: tuple[Tensor, Tensor, Tensor, Tensor] = step(*features.maps, *memory)
+        return result
+
+    def takes_best_of_three(self, num_points: int) -> bool:
+        """Whether the prompt leaves so much open that three masks compete."""
+        model = self.model
+        return bool(
+            model.multimask_output_in_sam
+            and model.multimask_min_pt_num <= num_points <= model.multimask_max_pt_num
+            and (num_points > 0 or model.multimask_output_for_tracking)
+        )
 
     def decode(
         self,
@@ -158,6 +206,27 @@ class Network:
             absent = (scores <= 0).float()[:, None, None, None]
             memory = memory + absent * model.no_obj_embed_spatial[..., None, None]
         return memory.to(torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class CompiledParts:
+    """The functions that take the time: `ImageEncoder` and what `Network.step` does."""
+
+    image_encoder: Compiled
+    step: Compiled
+
+
+def _step(
+    network: Network, fine: Tensor, middle: Tensor, coarse: Tensor, *memory: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`Network.step` as a function of tensors, which is what torch compiles."""
+    features = FrameFeatures((fine, middle, coarse))
+    fused = network.fusion(features.tokens(), network.position, MemoryTokens(*memory))
+    conditioned = fused.transpose(1, 2).reshape(len(fused), *coarse.shape[1:])
+    multimask = network.takes_best_of_three(num_points=0)
+    logits, scores, pointers = network.decode(features, conditioned, multimask=multimask)
+    spatial = network.encode_memory(features, logits, scores, from_prompts=False)
+    return logits, scores, spatial, pointers
 
 
 def _check(model: SAM2Base) -> None:

@@ -116,6 +116,8 @@ def segment_frames(
     skipped = 0
     with Lanes(network, len(objects)) as lanes:
         for sweep, positions in sweeps(plan, network.model):
+            if network.compiled:
+                lanes.warm_up(list(states.values()), sweep)
             skip = min(max(0, first - skipped), len(positions))
             skipped += len(positions)
             for position, found in _sweep(plan, lanes, sweep, positions, skip, prompted, states):
@@ -167,7 +169,7 @@ def _condition(
     positions = sorted({plan.position[at] for o in objects for at in o.prompts})
     with closing(_images(plan, positions, network.model.image_size)) as images:
         for position, image in images:
-            [features] = network.encode(image[None])
+            [features] = network.encode([image])
             for one in objects:
                 if (prompts := one.prompts.get(plan.timeline[position])) is not None:
                     prediction, memory = tracker.condition(network, features, prompts, frame_size)

@@ -14,6 +14,7 @@ banks hold the same number of tokens.
 The paper: Ravi et al., SAM 2: Segment Anything in Images and Videos, arXiv:2408.00714.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -172,17 +173,37 @@ def track(
 def _track_batch(
     network: Network, features: FrameFeatures, memory: MemoryTokens
 ) -> tuple[list[Prediction], list[Memory]]:
-    fused = network.fusion(features.tokens(), network.position, memory)
-    conditioned = fused.transpose(1, 2).reshape(len(fused), *features.maps[-1].shape[1:])
-    multimask = _takes_best_of_three(network.model, num_points=0)
-    logits, scores, pointers = network.decode(features, conditioned, multimask=multimask)
-    spatial = network.encode_memory(features, logits, scores, from_prompts=False)
+    logits, scores, spatial, pointers = network.step(features, memory)
     predictions = [Prediction(*row) for row in zip(logits, scores, strict=True)]
     # cloned: a view would keep the memory of the whole batch as long as one object needs its own
     memories = [
         Memory(*(part.clone() for part in row)) for row in zip(spatial, pointers, strict=True)
     ]
     return predictions, memories
+
+
+@torch.inference_mode()
+def full_memory(network: Network, banks: Sequence[MemoryBank], sweep: Sweep) -> list[MemoryTokens]:
+    """Empty tokens, as many as a batch of objects attends to once their memory is full.
+
+    One for each group of objects that have as many conditioning frames; all of these frames count
+    as passed.
+    """
+    model, device = network.model, network.model.device
+    splits = network.model.hidden_dim // model.mem_dim
+    memories = []
+    for conditioning, objects in Counter(len(bank.conditioning) for bank in banks).items():
+        maps = conditioning + model.num_maskmem - 1
+        pointers = (conditioning + _pointer_cap(model, sweep) - 1) * splits
+        tokens = maps * model.sam_image_embedding_size**2 + pointers
+        memories.append(
+            MemoryTokens(
+                torch.zeros(objects, tokens, model.mem_dim, device=device),
+                torch.zeros(objects, maps, dtype=torch.int64, device=device),
+                torch.zeros(objects, pointers, model.mem_dim, device=device),
+            )
+        )
+    return memories
 
 
 # ---------------------------------------------------------------------------------------------
@@ -205,15 +226,6 @@ def _as_points(
     return points[None].to(model.device), labels[None].to(model.device)
 
 
-def _takes_best_of_three(model: SAM2Base, num_points: int) -> bool:
-    """Whether the prompt leaves so much open that three masks compete."""
-    return bool(
-        model.multimask_output_in_sam
-        and model.multimask_min_pt_num <= num_points <= model.multimask_max_pt_num
-        and (num_points > 0 or model.multimask_output_for_tracking)
-    )
-
-
 def _from_points(
     network: Network,
     features: FrameFeatures,
@@ -227,7 +239,7 @@ def _from_points(
         limit = _PREVIOUS_LOGITS_RANGE
         hint = previous.logits[None, None].clamp(-limit, limit)
     without_memory = features.maps[-1] + network.model.no_mem_embed[0, 0][:, None, None]
-    multimask = _takes_best_of_three(network.model, points.shape[1])
+    multimask = network.takes_best_of_three(points.shape[1])
     logits, scores, pointers = network.decode(
         features, without_memory, points, labels, hint, multimask
     )

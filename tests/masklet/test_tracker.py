@@ -162,7 +162,7 @@ class SmallMachine:
     def __init__(self, most: int) -> None:
         self.most, self.encode, self.track = most, Network.encode, tracker.track
 
-    def small_encode(self, network: Network, images: torch.Tensor) -> list[FrameFeatures]:
+    def small_encode(self, network: Network, images: Sequence[torch.Tensor]) -> list[FrameFeatures]:
         self._check(len(images))
         return self.encode(network, images)
 
@@ -224,6 +224,62 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 
     monkeypatch.setattr(tracker, "track", fail)
     with Lanes(Network.of(nano), 2) as lanes:
-        [piece] = lanes.track(FrameFeatures((), torch.empty(0)), 0, [MemoryBank({})] * 2, Sweep(2))
+        [piece] = lanes.track(FrameFeatures(()), 0, [MemoryBank({})] * 2, Sweep(2))
         with pytest.raises(RuntimeError, match="shapes"):
             piece.result()
+
+
+class CountingBackend:
+    """Compiles nothing, and counts how often it is asked to."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _: object) -> object:
+        self.graphs += 1
+        return graph.forward
+
+
+def test_compiled_before_the_first_frame_and_never_again(source: Source, nano: SAM2Base) -> None:
+    """Objects with one prompted frame and with two are two shapes of memory, pictures a third."""
+    backend, counts = CountingBackend(), []
+    prompts: Prompts = {
+        1: {0: said(click((40, 45, 1)))},
+        "twice": {0: said(click((40, 45, 1))), 1: said(click((43, 45, 1)))},
+    }
+    plan = plan_of(source, prompts)
+    network = Network.of(nano).compile(backend)
+    ours = {}
+    for step in segment_frames(plan, plan.object_ids, network):
+        counts.append(backend.graphs)
+        ours |= {(step.frame_index, one): p.logits for one, p in step.predictions.items()}
+    assert set(counts) == {3}
+    for key, logits in our_logits(plan, nano).items():
+        assert (ours[key] - logits).abs().max() <= TRACKED_TOLERANCE
+
+
+def test_the_full_memory_is_what_is_compiled_for(
+    source: Source, nano: SAM2Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(source, {1: {0: said(click((40, 45, 1)))}})
+    network = Network.of(nano).compile(CountingBackend())
+    assert network.compiled
+    compiled, plain = [], []
+    step = network.compiled.step
+    for name, calls in (("_compiled", compiled), ("_plain", plain)):
+        original = getattr(step, name)
+        monkeypatch.setattr(step, name, lambda *t, f=original, c=calls: (c.append(t), f(*t))[1])
+    for _ in segment_frames(plan, plan.object_ids, network):
+        pass
+    # one call warms it up; 15 frames pass before there are 15 pointers beside the prompted frame's
+    assert (len(plain), len(compiled)) == (15, 1 + 4)
+
+
+def test_a_machine_that_cannot_compile(source: Source, nano: SAM2Base) -> None:
+    def broken(*_: object) -> object:
+        raise RuntimeError("no compiler\nwas found")
+
+    network = Network.of(nano).compile(broken)
+    plan = plan_of(source, {1: {0: said(click((40, 45, 1)))}})
+    with pytest.raises(UserError, match=r"cannot be compiled .*leave out --compile"):
+        next(segment_frames(plan, plan.object_ids, network))
