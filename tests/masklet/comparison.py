@@ -46,10 +46,10 @@ def plan_of(
     return Plan(source, tuple(frames), objects, direction)
 
 
-def our_logits(plan: Plan, model: SAM2Base) -> Logits:
+def our_logits(plan: Plan, model: SAM2Base, dtype: torch.dtype = torch.float32) -> Logits:
     """Low-resolution logits by (position, object) of everything our tracker tracks."""
     found: Logits = {}
-    for step in segment_frames(plan, plan.object_ids, Network.of(model)):
+    for step in segment_frames(plan, plan.object_ids, Network.of(model, dtype)):
         for object_id, prediction in step.predictions.items():
             key = plan.position[step.frame_index], object_id
             assert key not in found, "an object was predicted twice on a frame"

@@ -388,3 +388,18 @@ def test_any_prompts(data: st.DataObject, source: Source, nano: SAM2Base, oracle
     # test_backward_from_the_first_frame_gives_that_frame has what is left out
     assume(plan.direction != "backward" or plan.start > 0)
     compare(plan, nano, oracle)
+
+
+# ---------------------------------------------------------------------------------------------
+# bfloat16
+
+
+def test_bfloat16_moves_only_the_edges(source: Source, nano: SAM2Base) -> None:
+    """Not the same masks, but for pixels at their edges, on prompted and on tracked frames."""
+    prompts: Prompts = {1: {0: said(click(POINTS[0]))}, 2: {0: said(mask=disc(0))}}
+    plan = plan_of(source, prompts)
+    wide, narrow = our_logits(plan, nano), our_logits(plan, nano, torch.bfloat16)
+    assert any(not torch.equal(wide[key], narrow[key]) for key in wide)
+    for key, logits in wide.items():
+        first, second = logits > 0, narrow[key] > 0
+        assert (first & second).sum() >= 0.95 * (first | second).sum(), key
