@@ -34,6 +34,11 @@ from masklet.plan import Clicks, FramePrompts
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
+# (3, 256): what each of the 256 values of a channel becomes
+_LEVELS = (
+    (np.arange(256, dtype=np.float32) / np.float32(255))[None]
+    - np.array(PIXEL_MEAN, np.float32)[:, None]
+) / np.array(PIXEL_STD, np.float32)[:, None]
 
 # SAM2VideoPredictor clamps the logits it feeds back with a refining click to this range.
 _PREVIOUS_LOGITS_RANGE = 32.0
@@ -106,11 +111,11 @@ def preprocess(frame: NDArray[np.uint8], image_size: int) -> Tensor:
     The same pixels as `sam2.utils.misc.load_video_frames` makes of a folder of pictures.
     """
     resized = Image.fromarray(frame).resize((image_size, image_size), Image.Resampling.BICUBIC)
-    # in numpy: torch would start a team of threads of its own in the thread that reads ahead,
-    # which fights with the model's for the cores
-    pixels = np.asarray(resized, np.float32) / np.float32(255)
-    normalized = (pixels - np.array(PIXEL_MEAN, np.float32)) / np.array(PIXEL_STD, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
+    # without torch, which would start a team of threads of its own in the thread that reads ahead
+    channels = np.moveaxis(np.asarray(resized), 2, 0)
+    return torch.from_numpy(
+        np.stack([levels[c] for levels, c in zip(_LEVELS, channels, strict=True)])
+    )
 
 
 @torch.inference_mode()
