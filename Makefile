@@ -49,4 +49,6 @@ clean:
 	$(PIP) torch numpy
 	$(PIP) --no-build-isolation sam2
 	$(PIP) --no-build-isolation --editable '.[dev,train]'
+# Without what it asks for: opencv-python would overwrite the headless one; the rest is there.
+	$(PIP) --no-deps vos-benchmark
 	touch $@

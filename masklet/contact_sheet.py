@@ -28,20 +28,27 @@ def contact_sheet(
     if not pictures:
         raise ValueError("a contact sheet needs at least one picture")
     columns = columns or min(math.ceil(len(pictures) / 2), 4)
+    return captioned(
+        [(_caption(index, timestep), picture) for index, timestep, picture in pictures], columns
+    )
+
+
+def captioned(pictures: Sequence[tuple[str, NDArray[np.uint8]]], columns: int) -> Image.Image:
+    """The same grid of pictures, at least one, over any captions."""
     rows = math.ceil(len(pictures) / columns)
-    source_height, source_width = pictures[0][2].shape[:2]
+    source_height, source_width = pictures[0][1].shape[:2]
     width = min((MAX_WIDTH - _GAP) // columns - _GAP, source_width)
     height = max(round(source_height * width / source_width), 1)
     across, down = width + _GAP, height + _CAPTION + _GAP
     sheet = Image.new("RGB", (columns * across + _GAP, rows * down + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = _caption_font(pictures, width)
-    for place, (frame_index, timestep, picture) in enumerate(pictures):
+    font = _caption_font([caption for caption, _ in pictures], width)
+    for place, (caption, picture) in enumerate(pictures):
         x, y = _GAP + place % columns * across, _GAP + place // columns * down
         small = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
         sheet.paste(small, (x, y))
         caption_place = (x + 2, y + height + _CAPTION // 2)
-        draw.text(caption_place, _caption(frame_index, timestep), _INK, font, anchor="lm")
+        draw.text(caption_place, caption, _INK, font, anchor="lm")
     return sheet
 
 
@@ -75,9 +82,9 @@ def _caption(frame_index: int, timestep: float) -> str:
 
 
 def _caption_font(
-    pictures: Sequence[tuple[int, float, NDArray[np.uint8]]], width: int
+    captions: Sequence[str], width: int
 ) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The font in which the longest caption fits under a picture of `width` pixels."""
     font = ImageFont.load_default(_FONT_SIZE)
-    longest = max(font.getlength(_caption(index, timestep)) for index, timestep, _ in pictures)
+    longest = max(font.getlength(caption) for caption in captions)
     return ImageFont.load_default(max(_FONT_SIZE * min(1, (width - 4) / longest), 1))

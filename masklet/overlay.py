@@ -54,6 +54,9 @@ def overlay(
     frame: NDArray[np.uint8],
     masks: Mapping[ObjectId, NDArray[np.bool_]],
     colours: Mapping[ObjectId, Colour],
+    *,
+    filled: bool = True,
+    labelled: bool = True,
 ) -> NDArray[np.uint8]:
     """Draw masks over a copy of a frame, in the order of `masks`.
 
@@ -61,6 +64,8 @@ def overlay(
         frame: (H, W, 3) uint8, RGB.
         masks: for each object, (H, W) bool; an empty one draws nothing.
         colours: for each object its colour, from `colours_of`.
+        filled: fill masks, or leave it at their contours.
+        labelled: put each object's id on it.
 
     Returns (H, W, 3) uint8. Line widths and labels grow with the frame.
     """
@@ -82,12 +87,18 @@ def overlay(
         window = _around(box, line, height, width)
         edges[object_id] = (
             window,
-            _fill(drawn[window], masks[object_id][window], colours[object_id], line),
+            _fill(
+                drawn[window],
+                masks[object_id][window],
+                colours[object_id],
+                line,
+                FILL if filled else 0.0,
+            ),
         )
     for object_id, (window, edge) in edges.items():
         drawn[window][edge] = colours[object_id]
-    for object_id, (top, _, left, right) in boxes.items():
-        _put_label(drawn, str(object_id), colours[object_id], top, (left + right) // 2)
+    for object_id, (top, _, left, right) in boxes.items() if labelled else ():
+        put_label(drawn, str(object_id), colours[object_id], top, (left + right) // 2)
     return drawn
 
 
@@ -113,14 +124,14 @@ def _around(
 
 
 def _fill(
-    crop: NDArray[np.uint8], inside: NDArray[np.bool_], paint: Colour, line: int
+    crop: NDArray[np.uint8], inside: NDArray[np.bool_], paint: Colour, line: int, opacity: float
 ) -> NDArray[np.bool_]:
     """Fill a mask and darken the line outside of it; returns where its contour goes."""
     values = np.arange(256)
     dark = (values * OUTER_EDGE).astype(np.uint8)
     halo = _grown(inside, line) & ~inside
     for channel in range(3):
-        filled = (values * (1 - FILL) + paint[channel] * FILL + 0.5).astype(np.uint8)
+        filled = (values * (1 - opacity) + paint[channel] * opacity + 0.5).astype(np.uint8)
         plane = np.ascontiguousarray(crop[..., channel])
         plane[inside] = filled[plane[inside]]
         plane[halo] = dark[plane[halo]]
@@ -140,7 +151,7 @@ def _grown(mask: NDArray[np.bool_], steps: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _put_label(
+def put_label(
     drawn: NDArray[np.uint8], text: str, background: Colour, top: int, centre: int
 ) -> None:
     """Put a label over the top of a box, or inside of it where there is no room above."""

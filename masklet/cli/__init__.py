@@ -1,4 +1,4 @@
-"""The command line: `masklet segment`, `masklet price`, `masklet models`."""
+"""The command line: `masklet segment` and the commands beside it."""
 
 import os
 import signal

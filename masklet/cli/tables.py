@@ -1,4 +1,4 @@
-"""Tables on standard output: what a dry run would do, and the status of a run directory."""
+"""Tables on standard output: plans of dry runs, the status of a run directory, scores."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from masklet.pipeline import Planned
+    from masklet.scores import Scores
     from masklet.status import Artifact, Status
 
 
@@ -31,6 +32,20 @@ def print_status(status: "Status") -> None:
     for object_id, frames in status.tracked.items():
         typer.echo(f"\nobject {object_id}: {frames:,} frames tracked; the next run goes on there")
     typer.echo("\neverything is up to date" if status.is_right else "\nnot up to date")
+
+
+def print_scores(scores: "Scores") -> None:
+    """One line a video and one of the means, in per cent; figures to the right."""
+    from masklet.scores import COLUMNS
+
+    lines = [COLUMNS, *scores.rows()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    _print_columns(
+        [
+            [name, *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
+            for name, *cells in lines
+        ]
+    )
 
 
 def _line(one: "Artifact") -> tuple[str, ...]:

@@ -1,7 +1,17 @@
-"""The library's whole contact with ffmpeg: what a video holds, its frames, a new video."""
+"""What a video holds, its frames, a new video; the library's whole contact with ffmpeg."""
 
 from masklet.media.decode import read_frames
 from masklet.media.encode import write_video
+from masklet.media.image import ImageSource
+from masklet.media.pictures import PictureSource, probe_pictures
 from masklet.media.probe import Source, probe
 
-__all__ = ["Source", "probe", "read_frames", "write_video"]
+__all__ = [
+    "ImageSource",
+    "PictureSource",
+    "Source",
+    "probe",
+    "probe_pictures",
+    "read_frames",
+    "write_video",
+]

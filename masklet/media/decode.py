@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklet.errors import UserError
+from masklet.media.image import ImageSource, read_image
+from masklet.media.pictures import PictureSource, read_picture
 from masklet.media.probe import SEEK_BACK, Source
 from masklet.media.process import decoder, display_name, reported
 
@@ -48,6 +50,10 @@ def read_frames(source: Source, frame_indices: Sequence[int]) -> Frames:
         raise ValueError(
             f"frame_index {max(indices[0], indices[-1])} is past the last of {source.num_frames}"
         )
+    if isinstance(source, ImageSource):
+        return ((index, read_image(source.path)) for index in indices)
+    if isinstance(source, PictureSource):
+        return ((index, read_picture(source, index)) for index in indices)
     descending = bool(steps) and steps[0] < 0
     return _descending(source, indices) if descending else _ascending(source, indices)
 

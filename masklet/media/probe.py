@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 import ffmpeg
 
 from masklet.errors import UserError
+from masklet.media.image import probe_image
 from masklet.media.process import (
     MAX_PIXELS,
     Child,
@@ -30,6 +31,7 @@ from masklet.media.process import (
     reported,
     video_input,
 )
+from masklet.media.source import Source as Source
 
 PROBE_SECONDS = 120.0
 """For the table of packets. Decoding everything is limited like reading: by its progress."""
@@ -59,35 +61,6 @@ _IMAGE_STARTS = (
 )
 
 
-@dataclass(frozen=True)
-class Source:
-    """A video file and the table of its frames.
-
-    `width` and `height` are the pixels of the first frame as displayed: after rotation metadata,
-    with non-square pixels left as they are stored. `pts` is strictly increasing and indexed by
-    `frame_index`; a frame with the same time as the one before it is never shown, and is not
-    counted. `frame_rate` is the average, 1 for a single frame.
-    """
-
-    path: Path
-    sha256: str
-    width: int
-    height: int
-    time_base: Fraction
-    pts: tuple[int, ...]
-    frame_rate: Fraction
-    seekable: bool = True
-    """Whether a seek arrives at frames with the same pts as decoding from the start."""
-
-    @property
-    def num_frames(self) -> int:
-        return len(self.pts)
-
-    def timestep(self, frame_index: int) -> float:
-        """Seconds from the first frame to this one."""
-        return float((self.pts[frame_index] - self.pts[0]) * self.time_base)
-
-
 @dataclass
 class _Table:
     """Lines of a framecrc output: (pts, checksum) in the order in which they came."""
@@ -105,12 +78,13 @@ class _Table:
 
 
 def probe(file: str | Path) -> Source:
-    """Read what a video file holds. The content decides, never the extension.
+    """Read what a video or image file holds. The content decides, never the extension.
 
-    Raises UserError when the file is missing, is not a video, or has no frame that can be decoded.
+    Raises UserError when the file is missing, is neither, or has no frame that can be decoded.
     """
     path = _local_path(file)
-    _refuse_other_files(path)
+    if _is_image(path):
+        return probe_image(path)
     table, seekable = _frame_table(path)
     if table.width > MAX_SIDE or table.height > MAX_SIDE or table.width * table.height > MAX_PIXELS:
         raise UserError(
@@ -119,7 +93,7 @@ def probe(file: str | Path) -> Source:
         )
     with opened(path) as content:
         if content.read(4) == b"GIF8" and len(table.rows) == 1:
-            raise _image_error(path)
+            return probe_image(path)
         content.seek(0)
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     pts = tuple(table.pts)
@@ -149,7 +123,8 @@ def _local_path(file: str | Path) -> Path:
     return Path(text).absolute()
 
 
-def _refuse_other_files(path: Path) -> None:
+def _is_image(path: Path) -> bool:
+    """Whether a file begins as an image does; raises UserError for what is no file at all."""
     name = display_name(path)
     try:
         path.lstat()
@@ -163,12 +138,7 @@ def _refuse_other_files(path: Path) -> None:
         head = content.read(64)
     if not head:
         raise UserError(f"{name} is empty: was it copied completely?")
-    if any(re.match(start, head, re.DOTALL) for start in _IMAGE_STARTS):
-        raise _image_error(path)
-
-
-def _image_error(path: Path) -> UserError:
-    return UserError(f"{display_name(path)} is an image; only video can be segmented so far")
+    return any(re.match(start, head, re.DOTALL) for start in _IMAGE_STARTS)
 
 
 def _frame_table(path: Path) -> tuple[_Table, bool]:

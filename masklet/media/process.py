@@ -161,9 +161,12 @@ def command(output: Any) -> list[str]:
 
 
 class Child:
-    """A running ffmpeg; leaving the context kills, reaps and closes whatever is left of it.
+    """A running ffmpeg or other decoder.
 
-    `limit` is how many seconds the process may take in all, besides `STALL_SECONDS`.
+    Leaving the context kills, reaps and closes whatever is left of it.
+
+    `limit` is how many seconds the process may take in all, besides `STALL_SECONDS`, and
+    `address_space` how many bytes of memory it may ask for.
     """
 
     def __init__(
@@ -174,6 +177,7 @@ class Child:
         stdout: int = subprocess.PIPE,
         pass_fds: tuple[int, ...] = (),
         limit: float | None = None,
+        address_space: int = MAX_ADDRESS_SPACE,
     ) -> None:
         self._deadline = None if limit is None else time.monotonic() + limit
         self._process = subprocess.Popen(
@@ -191,7 +195,7 @@ class Child:
         self._stderr_open = True
         if hasattr(resource, "prlimit"):  # Linux only
             with contextlib.suppress(OSError):  # it may have ended already
-                limits = (MAX_ADDRESS_SPACE, MAX_ADDRESS_SPACE)
+                limits = (address_space, address_space)
                 resource.prlimit(self._process.pid, resource.RLIMIT_AS, limits)
         if self._process.stdout:
             enlarge_pipe(self._process.stdout.fileno())
