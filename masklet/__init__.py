@@ -21,7 +21,7 @@ def segment(
 
     Returns:
         The paths of the outputs by name; with `debug_masks=True` a tuple of the debug video's path
-        and that mapping.
+        and that mapping, with `preview=True` of the first picture's path and that mapping.
 
     Raises:
         UserError: one line that says what is wrong with the job and what to do.

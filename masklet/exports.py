@@ -223,7 +223,8 @@ def _zip_settings() -> Mapping[str, Any]:
     return {"png_compression": PNG_COMPRESSION, "zip_method": ZIP_METHOD}
 
 
-def _overlay_settings() -> Mapping[str, Any]:
+def overlay_settings() -> Mapping[str, Any]:
+    """The constants that drawn masks depend on, as JSON values."""
     return {
         "colours": [list(colour) for colour in drawing.COLOURS],
         "fill": drawing.FILL,
@@ -235,5 +236,5 @@ EXPORTS: dict[str, Export] = {
     "masks": Export("masks.zip", 1, write_masks, _zip_settings),
     "pixel_confidences": Export("pixel_confidences.zip", 1, write_pixel_confidences, _zip_settings),
     "bbox_tracking": Export("bbox_tracking.json", 1, write_bbox_tracking),
-    "debug_masks": Export("debug_masks.mp4", 1, write_debug_video, _overlay_settings),
+    "debug_masks": Export("debug_masks.mp4", 1, write_debug_video, overlay_settings),
 }

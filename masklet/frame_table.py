@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masklet.atomic import replacing
-from masklet.media import Source
+from masklet.media import ImageSource, Source
 
 FILE_NAME = "frames.parquet"
 
@@ -24,6 +24,7 @@ def write_frame_table(source: Source, path: Path) -> int:
         "time_base": source.time_base,
         "frame_rate": source.frame_rate,
         "seekable": int(source.seekable),
+        "is_image": int(isinstance(source, ImageSource)),
     }
     frames = range(source.num_frames)
     table = pa.table(
@@ -43,11 +44,14 @@ def read_frame_table(path: Path, file: Path, sha256: str) -> Source:
     """The source at `file`, whose content has this hash and these frames."""
     table = pq.read_table(path, columns=["pts"], partitioning=None)
     about = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
+    width, height = int(about["width"]), int(about["height"])
+    if about.get("is_image") == "1":
+        return ImageSource.of(file, sha256, width, height)
     return Source(
         path=file,
         sha256=sha256,
-        width=int(about["width"]),
-        height=int(about["height"]),
+        width=width,
+        height=height,
         time_base=Fraction(about["time_base"]),
         pts=tuple(table["pts"].to_pylist()),
         frame_rate=Fraction(about["frame_rate"]),

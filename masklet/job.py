@@ -81,10 +81,14 @@ class Prompt(BaseModel):
         if self.box is not None:
             x_min, y_min, x_max, y_max = self.box
             if x_max <= x_min or y_max <= y_min:
-                raise _invalid(
+                message = (
                     f"has the box {list(self.box)} whose max is not above its min; "
                     "a box is [x_min, y_min, x_max, y_max], not [x, y, width, height]"
                 )
+                if x_max > 0 and y_max > 0:
+                    corners = [x_min, y_min, x_min + x_max, y_min + y_max]
+                    message += f", as it seems to be: its corners would be {corners}"
+                raise _invalid(message)
         return self
 
 
@@ -93,7 +97,7 @@ class SegmentJob(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    file: str = Field(min_length=1, description="Video to segment: a path.")
+    file: str = Field(min_length=1, description="Video or image to segment: a path.")
     model_type: str = Field(
         "large",
         description="nano (bundled), tiny, small, base_plus or large, or a full name such as "
@@ -147,9 +151,10 @@ class SegmentJob(BaseModel):
         description="Compile the model for this machine and these objects first: that takes a "
         "minute or more and a C++ compiler, and pays on long videos.",
     )
-    max_cond_frames: StrictInt | None = Field(
+    max_cond_frames: int | None = Field(
         None,
         ge=2,
+        strict=True,
         description="How many prompted frames of an object a frame attends to, the nearest ones; "
         "all by default.",
     )
@@ -169,7 +174,8 @@ class SegmentJob(BaseModel):
         "takes seconds.",
     )
     multimask_output: bool = Field(
-        False, description="Images only: three masks with quality scores (not yet there)."
+        False,
+        description="Images only: three masks instead of one, the best first, with quality scores.",
     )
 
     @field_validator("prompts", mode="before")
@@ -188,6 +194,15 @@ class SegmentJob(BaseModel):
     @classmethod
     def _source_beside_the_job_file(cls, value: str, info: ValidationInfo) -> str:
         return value if "://" in value else str(_relative_to(value, info))
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON Schema of a job file; `prompts` may be the path of a file there."""
+    schema = SegmentJob.model_json_schema()
+    prompts = schema["properties"]["prompts"]
+    listed = {name: prompts.pop(name) for name in ("type", "items")}
+    prompts["anyOf"] = [listed, {"type": "string", "minLength": 1}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def check_object_id(object_id: ObjectId) -> ObjectId:

@@ -21,11 +21,11 @@ from masklet.exports import EXPORTS
 from masklet.frame_table import FILE_NAME as FRAMES
 from masklet.frame_table import read_frame_table, write_frame_table
 from masklet.job import SegmentJob
-from masklet.manifest import InputFile, Manifest, Reason, Row, Stamp, Work
+from masklet.manifest import INPUT, InputFile, Manifest, Reason, Row, Stamp, Work
 from masklet.media import Source, probe
 from masklet.models import config_sha256, find_model, load_model, require_checkpoint
 from masklet.plan import Plan, plan_job
-from masklet.price import price
+from masklet.price import price_of
 from masklet.run import (
     Made,
     Order,
@@ -37,11 +37,13 @@ from masklet.run import (
     open_run,
     silent,
 )
-from masklet.store import object_folder
+from masklet.store import object_folder, read_masklet
 from masklet.works import Asked, wanted
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
+
+    from masklet.network import Network
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -63,28 +65,27 @@ class Outputs:
     @property
     def frames_per_second(self) -> float | None:
         """Processed frames per second of propagation; None if nothing was propagated."""
-        seconds = self.seconds["propagate"]
+        seconds = self.seconds.get("propagate", 0.0)
         return self.summary["frames"] / seconds if seconds else None
 
 
 def ingest(job: SegmentJob, known: Manifest | None = None) -> Source:
     """Read what there is to know of the source: its hash, its size and the times of its frames.
 
-    A content that the run directory knows is not probed again, and a file that was not touched
-    since is not even read.
+    What the run directory knows of it is not found out again.
     """
+    return (known and known_source(job, known)) or probe(job.file)
+
+
+def known_source(job: SegmentJob, known: Manifest) -> Source | None:
+    """The source if the run directory knows its content; an untouched file is not even read."""
     path = Path(job.file)
-    row = known.find("ingest", FRAMES) if known and path.is_file() else None
-    if (
-        known
-        and row
-        and row.code_version == works.CODE_VERSIONS["ingest"]
-        and known.harm(row) is None
-    ):
+    row = known.find("ingest", FRAMES) if path.is_file() else None
+    if row and row.code_version == works.CODE_VERSIONS["ingest"] and known.harm(row) is None:
         sha256 = known.identify("source", path).sha256
         if json.loads(row.inputs)["source"] == sha256:
             return read_frame_table(known.root / FRAMES, path.absolute(), sha256)
-    return probe(job.file)
+    return None
 
 
 def check_prompts(job: SegmentJob, source: Source) -> Plan:
@@ -96,11 +97,7 @@ def propagate(run: Run, plan: Plan) -> None:
     """Track the objects whose masklets are missing or out of date, and drop those not asked for."""
     tracking = {w: why for w, why in run.decide().items() if w.stage == "propagate"}
     outdated = {work: reason for work, reason in tracking.items() if reason}
-    model = None
-    if outdated:
-        model = load_model(
-            run.order.weights.spec, run.order.weights.file.path, choose_device(run.job.device)
-        )
+    model = _load_model(run) if outdated else None
     _note_order(run, plan)
     run.reasons.update({(work.stage, work.artifact): why for work, why in tracking.items()})
     if model is not None:
@@ -114,26 +111,50 @@ def propagate(run: Run, plan: Plan) -> None:
     _forget_other_objects(run)
 
 
+def preview(run: Run, plan: Plan) -> None:
+    """Make pictures of the prompted frames; nothing of a full run in the directory is touched."""
+    work = works.preview_work(run.order.asked)
+    reason = works.reason_to_run(work, run.manifest, run.order.force)
+    model = _load_model(run) if reason else None
+    _note_order(run, plan)
+    run.reasons[work.stage, work.artifact] = reason
+    if reason and model is not None:
+        from masklet.preview import write_preview
+
+        scratch, advance = run.scratch / work.path, run.counter(work.stage, len(plan.prompted))
+        with run.recording({work: reason}) as rows:
+            network = _network(run, model)
+            rows[work] = write_preview(plan, network, scratch, run.root / work.path, advance)
+
+
 def export(run: Run, plan: Plan, name: str) -> None:
     """Make one output from the masklet store, unless it is there and up to date."""
     asked = run.order.asked
     work = works.export_work(asked, name, works.masklet_hashes(asked, run.manifest))
+    _, number = works.split_name(name)
     if reason := run.reason_to_run(work):
         with run.recording({work: reason}) as rows:
-            advance = run.counter(name, len(plan.frame_indices))
-            rows[work] = EXPORTS[name].write(plan, run.masklets, run.root / work.path, advance)
+            advance, path = run.counter(name, len(plan.frame_indices)), run.root / work.path
+            part = plan if number is None else plan.only(number)
+            rows[work] = EXPORTS[work.stage].write(part, run.masklets, path, advance)
 
 
 def finish(run: Run, plan: Plan) -> Outputs:
     """Write the price and `outputs.json`, which names everything that the job asked for.
 
-    Then the masklets are removed, if the job does not keep them.
+    Then the masklets are removed, if the job does not keep them; a preview has none.
     """
     job, spec, asked = run.job, run.order.weights.spec, run.order.asked
-    cost = price(spec, len(plan.frame_indices), len(plan.objects))
-    _write_json(run, works.price_work(asked), asdict(cost))
-    files = {name: EXPORTS[name].file for name in wanted(job)} | {"price": "price.json"}
-    files |= {"masklets": "masklets"} if job.keep_masklets else {}
+    cost = price_of(job, plan, spec)
+    _write_json(run, works.price_work(asked), lambda: asdict(cost))
+    keeps_masklets = job.keep_masklets and not job.preview
+    masklets = {} if job.preview else works.masklet_hashes(asked, run.manifest)
+    if job.preview:
+        files = {"preview": f"{works.PREVIEW}/{plan.prompted[0]}.png", "previews": works.PREVIEW}
+    else:
+        files = {name: works.export_work(asked, name, masklets).path for name in asked.outputs}
+    files |= {"price": "price.json"}
+    files |= {"masklets": "masklets"} if keeps_masklets else {}
     files |= {"manifest": "manifest.parquet"}
     masklet_bytes = sum(row.bytes for row in run.manifest.rows("propagate"))
     summary = {
@@ -146,16 +167,21 @@ def finish(run: Run, plan: Plan) -> Outputs:
         "last_frame": plan.frame_indices[-1],
         "objects": list(plan.object_ids),
         "price": cost.total,
-        "masklet_bytes": masklet_bytes if job.keep_masklets else 0,
+        "masklet_bytes": masklet_bytes if keeps_masklets else 0,
     }
-    work = works.outputs_work(asked, works.masklet_hashes(asked, run.manifest))
-    _write_json(run, work, files | {"summary": summary})
-    if not job.keep_masklets:
+
+    def document() -> Mapping[str, Any]:
+        has_scores = plan.is_image and not job.preview
+        scores = {"scores": _scores(run.masklets, plan)} if has_scores else {}
+        return {**files, **scores, "summary": summary}
+
+    _write_json(run, works.outputs_work(asked, masklets), document)
+    if not (job.keep_masklets or job.preview):
         # the manifest first: were it last, a kill in between would look like a loss
         run.manifest.mark_removed("propagate")
         shutil.rmtree(run.masklets, ignore_errors=True)
     run.manifest.settle()
-    stages = ["propagate", *wanted(job)]
+    stages = wanted(job) if job.preview else ["propagate", *wanted(job)]
     return Outputs(
         {name: str((run.root / file).resolve()) for name, file in files.items()},
         summary,
@@ -166,7 +192,7 @@ def finish(run: Run, plan: Plan) -> Outputs:
 
 def export_all(run: Run, plan: Plan) -> None:
     """Make every output that the job asks for, at the same time."""
-    names = wanted(run.job)
+    names = run.order.asked.outputs
     with ThreadPoolExecutor(len(names)) as pool:
         try:
             for done in [pool.submit(export, run, plan, name) for name in names]:
@@ -178,19 +204,25 @@ def export_all(run: Run, plan: Plan) -> None:
 
 def _drop_stale_exports(run: Run) -> None:
     """Remove outputs of earlier runs that this job does not ask for and that no longer fit it."""
-    for work in _unwanted_exports(
+    for row in _unwanted_exports(
         run.order.asked,
         run.manifest,
         works.masklet_hashes(run.order.asked, run.manifest),
     ):
-        (run.root / work.path).unlink(missing_ok=True)
-        run.manifest.forget(work.stage, work.artifact)
+        # by name: a manifest from elsewhere could hold any path
+        (run.root / Path(row.artifact).name).unlink(missing_ok=True)
+        run.manifest.forget(row.stage, row.artifact)
 
 
-def _unwanted_exports(asked: Asked, manifest: Manifest, masklets: Mapping[str, str]) -> list[Work]:
-    unwanted = [works.export_work(asked, o, masklets) for o in EXPORTS if o not in asked.outputs]
-    there = [work for work in unwanted if manifest.find(work.stage, work.artifact)]
-    return [work for work in there if manifest.reason_to_run(work)]
+def _unwanted_exports(asked: Asked, manifest: Manifest, masklets: Mapping[str, str]) -> list[Row]:
+    wanted = {works.export_work(asked, name, masklets).path for name in asked.outputs}
+    possible = {work.artifact: work for work in works.possible_exports(asked, masklets)}
+    rows = [row for stage in EXPORTS for row in manifest.rows(stage) if row.artifact not in wanted]
+    return [
+        row
+        for row in rows
+        if row.artifact not in possible or manifest.reason_to_run(possible[row.artifact])
+    ]
 
 
 @dataclass(frozen=True)
@@ -199,6 +231,7 @@ class Steps:
 
     ingest: Callable[[SegmentJob, Manifest | None], Source] = ingest
     check_prompts: Callable[[SegmentJob, Source], Plan] = check_prompts
+    preview: Callable[[Run, Plan], object] = preview
     propagate: Callable[[Run, Plan], object] = propagate
     export_all: Callable[[Run, Plan], object] = export_all
     finish: Callable[[Run, Plan], Outputs] = finish
@@ -226,9 +259,12 @@ def run_job(
     steps = steps or Steps()
     order, plan = _prepare(job, out, steps, force, verify)
     with open_run(order, out, progress, wait=wait) as run:
-        steps.propagate(run, plan)
-        _drop_stale_exports(run)
-        steps.export_all(run, plan)
+        if job.preview:
+            steps.preview(run, plan)
+        else:
+            steps.propagate(run, plan)
+            _drop_stale_exports(run)
+            steps.export_all(run, plan)
         return steps.finish(run, plan)
 
 
@@ -252,7 +288,6 @@ def dry_run(
     order, _ = _prepare(job, out, Steps(), force, verify)
     manifest = open_manifest(out, verify=verify)
     decisions = works.decide(order.asked, manifest, order.force)
-    hashes = next(dict(work.inputs) for work in decisions if work.stage == "masks")
     begun = {} if order.force in ("all", "propagate") else frames_tracked(out)
     planned = []
     for work, reason in decisions.items():
@@ -260,8 +295,12 @@ def dry_run(
         if reason and work.key in begun:
             why += f"; goes on after {begun[work.key]} frames"
         planned.append(Planned("make" if reason else "reuse", work.stage, work.artifact, why))
-    leftover = [("propagate", row.artifact) for row in _other_objects(order.asked, manifest)]
-    leftover += [(w.stage, w.artifact) for w in _unwanted_exports(order.asked, manifest, hashes)]
+    leftover: list[tuple[str, str]] = []
+    if not job.preview:
+        hashes = next(dict(w.inputs) for w in decisions if w.artifact == "outputs.json")
+        leftover += [("propagate", row.artifact) for row in _other_objects(order.asked, manifest)]
+        unwanted = _unwanted_exports(order.asked, manifest, hashes)
+        leftover += [(row.stage, row.artifact) for row in unwanted]
     return planned + [Planned("remove", *place, "not asked for") for place in leftover]
 
 
@@ -294,7 +333,12 @@ def _prepare(
 def as_returned(
     job: SegmentJob, outputs: Outputs
 ) -> Mapping[str, str] | tuple[str, Mapping[str, str]]:
-    """What the Python call and the flow return: the files by name, after the debug video if any."""
+    """What the Python call and the flow return: the files by name.
+
+    Before them comes the first picture of a preview, or the debug video if there is one.
+    """
+    if job.preview:
+        return outputs.files["preview"], outputs.files
     if job.debug_masks:
         return outputs.files["debug_masks"], outputs.files
     return outputs.files
@@ -309,10 +353,13 @@ def find_weights(job: SegmentJob, known: Manifest) -> Weights:
 
 def _keep_inputs(job: SegmentJob, weights: Weights, out: Path) -> None:
     """Refuse a job that would write over what it reads."""
-    own = ["outputs.json", "price.json", "manifest.parquet", "masklets", FRAMES]
+    own = ["outputs.json", "price.json", "manifest.parquet", "masklets", works.PREVIEW, FRAMES]
     written = {(out / name).resolve() for name in [*own, *(e.file for e in EXPORTS.values())]}
     for given in (job.file, job.mask_prompts, weights.file.path):
-        if given is not None and Path(given).resolve() in written:
+        if given is None:
+            continue
+        path = Path(given).resolve()
+        if path in written or path.parent in written:
             raise UserError(f"{given}: is an output of the run directory {out}; use another --out")
 
 
@@ -331,6 +378,10 @@ def _note_order(run: Run, plan: Plan) -> None:
     """Keep what was asked for and of what, once it is sure that work begins."""
     for file in run.order.inputs:
         run.manifest.remember(file)
+    read = {file.name for file in run.order.inputs}
+    for row in run.manifest.rows(INPUT):
+        if row.artifact not in read:
+            run.manifest.forget(INPUT, row.artifact)
     table, checked = works.ingest_work(run.order.asked), works.check_work(run.order.asked)
     if reason := run.reason_to_run(table):
         with run.recording({table: reason}) as rows:
@@ -354,17 +405,35 @@ def _say_what_retention_costs(run: Run, outdated: Mapping[Work, Reason]) -> None
 
 def _track(run: Run, plan: Plan, outdated: Mapping[Work, Reason], model: "SAM2Base") -> None:
     # torch and sam2 take seconds to import, which a rerun need not spend
-    import torch
-
-    from masklet.network import Network
+    from masklet.image import write_image_masklets
     from masklet.tracking import track_objects
 
-    model.max_cond_frames_in_attn = run.job.max_cond_frames or -1
-    network = Network.of(model, getattr(torch, run.job.precision))
+    network = _network(run, model)
+    if plan.is_image:
+        names = {work.artifact for work in outdated}
+        wanted = [one for one in plan.object_ids if str(one) in names]
+        write_image_masklets(plan, wanted, network, run.scratch, run.masklets)
+        return
+    if run.job.compile:
+        network = network.compile()
     by_name = {work.artifact: work for work in outdated}
     works = {one: by_name[str(one)] for one in plan.object_ids if str(one) in by_name}
     counter = partial(run.counter, "propagate")
     track_objects(plan, works, network, run.scratch, run.masklets, counter)
+
+
+def _load_model(run: Run) -> "SAM2Base":
+    weights = run.order.weights
+    return load_model(weights.spec, weights.file.path, choose_device(run.job.device))
+
+
+def _network(run: Run, model: "SAM2Base") -> "Network":
+    import torch
+
+    from masklet.network import Network
+
+    model.max_cond_frames_in_attn = run.job.max_cond_frames or -1
+    return Network.of(model, getattr(torch, run.job.precision))
 
 
 def _forget_other_objects(run: Run) -> None:
@@ -379,8 +448,14 @@ def _other_objects(asked: Asked, manifest: Manifest) -> list[Row]:
     return [row for row in manifest.rows("propagate") if row.artifact not in kept]
 
 
-def _write_json(run: Run, work: Work, value: Any) -> None:
+def _scores(masklets: Path, plan: Plan) -> list[float]:
+    """The predicted quality of each mask of an image."""
+    rows = [next(read_masklet(object_folder(masklets, one))) for one in plan.object_ids]
+    return [round(row.object_score, 6) for row in rows]
+
+
+def _write_json(run: Run, work: Work, make: Callable[[], Any]) -> None:
     if reason := run.reason_to_run(work):
         with run.recording({work: reason}) as rows, replacing(run.root / work.path) as temporary:
-            temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(make(), indent=2) + "\n", encoding="utf-8")
             rows[work] = 1

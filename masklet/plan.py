@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from masklet.errors import UserError
 from masklet.job import ObjectId, Prompt, SegmentJob
 from masklet.mask_prompts import MaskPrompts
-from masklet.media import Source
+from masklet.media import ImageSource, Source
 
 Direction: TypeAlias = Literal["forward", "backward", "both"]
 
@@ -53,7 +53,7 @@ class Plan:
     """A checked job over a known source.
 
     timeline: the frame_index of every frame the tracker may see, ascending. The tracker counts in
-    positions of this list, as SAM 2 counts frames.
+    positions of this list, as SAM 2 counts frames. For a preview, the prompted frames alone.
     """
 
     source: Source
@@ -86,6 +86,20 @@ class Plan:
     def object_ids(self) -> tuple[ObjectId, ...]:
         return tuple(plan.object_id for plan in self.objects)
 
+    @property
+    def is_image(self) -> bool:
+        return isinstance(self.source, ImageSource)
+
+    def only(self, object_id: ObjectId) -> "Plan":
+        """The plan for one of its objects."""
+        one = [plan for plan in self.objects if plan.object_id == object_id]
+        return replace(self, objects=tuple(one))
+
+    @property
+    def prompted(self) -> tuple[int, ...]:
+        """The frame_index of every prompted frame, ascending."""
+        return tuple(sorted({index for plan in self.objects for index in plan.prompts}))
+
 
 def plan_job(job: SegmentJob, source: Source) -> Plan:
     """Check the job against its source, before any model time is spent.
@@ -93,7 +107,7 @@ def plan_job(job: SegmentJob, source: Source) -> Plan:
     Raises UserError naming the prompt that is wrong: a frame outside the source or the range, a
     point or box outside the frame, a mask of another size, ids that collide.
     """
-    _check_supported(job)
+    _check_kind(job, source)
     first, last = _frame_range(job, source)
     if not job.prompts and job.mask_prompts is None:
         raise UserError("the job has no prompts; give prompts, mask_prompts or both")
@@ -105,16 +119,21 @@ def plan_job(job: SegmentJob, source: Source) -> Plan:
     with MaskPrompts(path, *size) if path is not None else nullcontext() as masks:
         for key in masks.keys if masks else ():
             _check_frame(key[0], first, last, source, masks.name(*key) if masks else "")
-        objects = _collect(job.prompts, masks)
-    timeline = set(range(first, last + 1, job.frame_interval))
+        if isinstance(source, ImageSource):
+            objects = _of_image(job, masks)
+        else:
+            objects = _collect(job.prompts, masks)
+    timeline = set() if job.preview else set(range(first, last + 1, job.frame_interval))
     timeline.update(index for plan in objects for index in plan.prompts)
     return Plan(source, tuple(sorted(timeline)), objects, job.direction)
 
 
-def _check_supported(job: SegmentJob) -> None:
-    for field in ("preview", "multimask_output"):
-        if getattr(job, field):
-            raise UserError(f"{field} is not supported yet; leave it out")
+def _check_kind(job: SegmentJob, source: Source) -> None:
+    is_image, name = isinstance(source, ImageSource), source.path.name
+    if job.multimask_output and not is_image:
+        raise UserError(f"multimask_output is for images, and {name} is a video; leave it out")
+    if job.debug_masks and is_image and not job.preview:
+        raise UserError(f"debug_masks is a video, and {name} is an image; preview draws its mask")
 
 
 def _frame_range(job: SegmentJob, source: Source) -> tuple[int, int]:
@@ -151,7 +170,8 @@ def _check_inside(prompt: Prompt, source: Source, name: str) -> None:
         if x_min < 0 or y_min < 0 or x_max > source.width or y_max > source.height:
             raise UserError(
                 f"{name}: the box {list(prompt.box)} is not inside {frame}; "
-                "a box is [x_min, y_min, x_max, y_max]"
+                f"a box is [x_min, y_min, x_max, y_max], with x up to {source.width} and y up to "
+                f"{source.height}"
             )
 
 
@@ -187,6 +207,45 @@ def _collect(prompts: Sequence[Prompt], masks: MaskPrompts | None) -> tuple[Obje
             },
         )
         for object_id, by_frame in clicks.items()
+    )
+
+
+def _of_image(job: SegmentJob, masks: MaskPrompts | None) -> tuple[ObjectPlan, ...]:
+    """All prompts as one, whatever their object ids; several masks are one, of all their pixels.
+
+    The objects of the plan are the masks that are wanted of the image, numbered from 0.
+    """
+    mask = np.logical_or.reduce([masks.read(*key) for key in masks.keys]) if masks else None
+    if job.prompts:
+        clicks = _merged(job.prompts)
+    elif mask is not None and mask.any():
+        # with a mask alone the model finds next to nothing: it is not trained for that
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        around = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        none = np.empty((0, 2), np.float32), np.empty(0, np.int32)
+        clicks = Clicks(*none, np.asarray(around, np.float32))
+    else:
+        raise UserError(f"{job.mask_prompts}: no pixel is set; mark the object, or give points")
+    said = FramePrompts(mask, (clicks,))
+    return tuple(
+        ObjectPlan(number, {0: said}) for number in range(3 if job.multimask_output else 1)
+    )
+
+
+def _merged(prompts: Sequence[Prompt]) -> Clicks:
+    """The points of all prompts, and the box of one of them."""
+    boxes = [number for number, prompt in enumerate(prompts) if prompt.box is not None]
+    if len(boxes) > 1:
+        second = prompts[boxes[1]]
+        raise UserError(
+            f"prompts[{boxes[1]}] (frame {second.frame_index}, object {second.object_id!r}): an "
+            "image takes one box, as it gets one mask; give one job a box"
+        )
+    clicks = [_clicks(prompt) for prompt in prompts]
+    return Clicks(
+        np.concatenate([one.points for one in clicks]),
+        np.concatenate([one.labels for one in clicks]),
+        clicks[boxes[0]].box if boxes else None,
     )
 
 

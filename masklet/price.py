@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from masklet.job import SegmentJob
 from masklet.models import ModelSpec
+from masklet.plan import Plan
 
 FRAMES_PER_MINUTE = 30 * 60
 MINIMUM = 0.01
@@ -19,6 +21,19 @@ class Price:
     minutes: float
     price_per_minute: float
     price_per_object_minute: float
+
+
+def price_of(job: SegmentJob, plan: Plan, spec: ModelSpec) -> Price:
+    """Price of a job: of its frames and objects, or flat for a preview and for an image."""
+    how = flat_price if job.preview or plan.is_image else price
+    return how(spec, len(plan.frame_indices), len(plan.objects))
+
+
+def flat_price(spec: ModelSpec, frames: int, objects: int) -> Price:
+    """The least price, whatever the number of frames and objects."""
+    return Price(
+        MINIMUM, spec.name, frames, objects, round(frames / FRAMES_PER_MINUTE, 6), 0.0, 0.0
+    )
 
 
 def price(spec: ModelSpec, frames: int, objects: int) -> Price:

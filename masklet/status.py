@@ -10,7 +10,6 @@ from pathlib import Path
 
 from masklet import lock, works
 from masklet.errors import UserError
-from masklet.exports import EXPORTS
 from masklet.manifest import INPUT, Manifest, Reason, Row, Work
 from masklet.models import config_sha256, find_model
 from masklet.run import frames_tracked, open_manifest
@@ -26,6 +25,7 @@ class State(StrEnum):
     DAMAGED = "damaged"
     FAILED = "failed"
     REMOVED = "removed"
+    APART = "apart"
 
 
 _STATES = {
@@ -70,10 +70,10 @@ class Status:
     @property
     def is_right(self) -> bool:
         """Whether the last job would have nothing to do; its inputs need not be there any more."""
-        return all(
-            found.state in (State.DONE, State.REMOVED)
+        return self.asked is not None and all(
+            found.state in (State.DONE, State.REMOVED, State.APART)
+            or (found.stage, found.state) == (INPUT, State.MISSING)
             for found in self.artifacts
-            if found.stage != INPUT
         )
 
     @property
@@ -103,11 +103,11 @@ def read_status(root: Path, *, verify: bool = False) -> Status:
         raise UserError(f"{root}: is no run directory: there is no manifest.parquet in it")
     inputs = [_input(row, manifest) for row in manifest.rows(INPUT)]
     job = manifest.find("check_prompts", "job")
+    asked = Asked.from_row(job) if job else None
     tracked: dict[str, int] = {}
-    if job is None:
-        asked, artifacts = None, [_file(row, manifest) for row in _own_rows(manifest)]
+    if asked is None:
+        artifacts = [_file(row, manifest) for row in _own_rows(manifest)]
     else:
-        asked = Asked.from_row(job)
         changed = {one.artifact for one in inputs if one.state == State.STALE}
         artifacts = _compare(_now(asked, changed), manifest)
         begun = frames_tracked(root)
@@ -121,10 +121,14 @@ def _compare(asked: Asked, manifest: Manifest) -> list[Artifact]:
     found = [_artifact(work, reason, manifest) for work, reason in decisions.items()]
     shown = {(one.stage, one.artifact) for one in found}
     others = [row for row in _own_rows(manifest) if (row.stage, row.artifact) not in shown]
-    hashes = next(work.inputs for work in decisions if work.stage == "masks")
+    hashes = next(work.inputs for work in decisions if work.artifact == "outputs.json")
+    possible = {} if asked.is_preview else works.possible_exports(asked, hashes)
+    by_artifact = {work.artifact: work for work in possible}
     for row in others:
-        if row.stage in EXPORTS:
-            work = works.export_work(asked, row.stage, hashes)
+        if not asked.belongs(row):
+            why = f"of a {'full run' if asked.is_preview else 'preview'}; it is left as it is"
+            found.append(Artifact(row.stage, row.artifact, State.APART, why, row))
+        elif work := by_artifact.get(row.artifact):
             found.append(_artifact(work, manifest.reason_to_run(work), manifest))
         else:
             found.append(Artifact(row.stage, row.artifact, State.STALE, "not asked for", row))
@@ -155,7 +159,8 @@ def _input(row: Row, manifest: Manifest) -> Artifact:
 
 def _file(row: Row, manifest: Manifest) -> Artifact:
     """All that can be said where the last job is not known."""
-    harm = Reason.FAILED if row.status == "failed" else manifest.harm(row)
+    left = {"failed": Reason.FAILED, "removed": Reason.REMOVED}
+    harm = left.get(row.status) or manifest.harm(row)
     return Artifact(row.stage, row.artifact, _STATES[harm], harm or "", row)
 
 

@@ -2,7 +2,8 @@
 
     masklets/object=<id>/frames-<first frame_index>.parquet
 
-A row is one frame: `frame_index`, `object_score` (the logit of the object being there) and
+A row is one frame: `frame_index`, `object_score` (the logit of the object being there; of an
+image's mask its predicted quality) and
 `logits`, the low-resolution mask logits as float32. Binary masks and 8-bit confidences at source
 size follow from them by `upsample` exactly: what is thrown away cannot reach either.
 """

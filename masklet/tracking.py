@@ -66,7 +66,7 @@ def track_objects(
             seconds_between=SECONDS_BETWEEN_CHECKPOINTS,
         )
     for one in works:
-        _publish(object_folder(scratch, one), object_folder(masklets, one))
+        publish(object_folder(scratch, one), object_folder(masklets, one))
 
 
 def _usable(
@@ -106,7 +106,8 @@ def _by_steps(
     }
 
 
-def _publish(grown: Path, place: Path) -> None:
+def publish(grown: Path, place: Path) -> None:
+    """Put a complete masklet in its place; one that is there already gives way."""
     if not grown.exists():
         return  # published before the run was killed
     place.parent.mkdir(exist_ok=True)

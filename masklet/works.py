@@ -9,23 +9,33 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
+from pydantic import TypeAdapter, ValidationError
+
 from masklet.errors import UserError
-from masklet.exports import EXPORTS
+from masklet.exports import EXPORTS, overlay_settings
 from masklet.frame_table import FILE_NAME as FRAMES
 from masklet.job import ObjectId, SegmentJob
 from masklet.manifest import Manifest, Reason, Row, Work
 from masklet.models import ModelSpec
 from masklet.plan import FramePrompts, ObjectPlan, Plan
+from masklet.price import price_of
 
-CODE_VERSIONS = {"ingest": 1, "check_prompts": 1, "propagate": 1, "finish": 1}
+CODE_VERSIONS = {"ingest": 1, "check_prompts": 1, "propagate": 1, "preview": 1, "finish": 1}
 """Raise a stage's number whenever its output would change; an export's stands in `EXPORTS`."""
 
 Force: TypeAlias = Literal[
-    "all", "propagate", "masks", "pixel_confidences", "bbox_tracking", "debug_masks"
+    "all", "propagate", "masks", "pixel_confidences", "bbox_tracking", "debug_masks", "preview"
 ]
-"""What to make again although it is there: everything, from `propagate` on, or one export."""
+"""What to make again although it is there: everything, from `propagate` on, or one output."""
+
+PREVIEW = "preview"
+"""The stage of a preview, its one artifact, and the folder of its pictures."""
+
+_OF_ONE_KIND = {PREVIEW, "propagate", *EXPORTS}
+"""The stages that a preview has and a full run has not, or the other way round."""
 
 _UNKNOWN = ""
 """Stands for the hash of what has yet to be made."""
@@ -37,7 +47,8 @@ Decisions: TypeAlias = dict[Work, Reason | None]
 class Asked:
     """A job on a known source, as far as what it makes depends on it.
 
-    model, rates: full name, and its price per minute and per object and minute.
+    model, rates: full name, and the price per minute and per object and minute.
+    outputs: names as in outputs.json; of a preview, that alone.
     size: [width, height] of the source. frames: how many get masks, and the first and last of them.
     tracking: what the masklets of all objects depend on; prompts: a digest for each object.
     hashes: of the source, the checkpoint and the model's config.
@@ -53,51 +64,79 @@ class Asked:
     tracking: Mapping[str, Any]
     prompts: Mapping[str, str]
     hashes: Mapping[str, str]
+    is_image: bool = False
 
     @classmethod
     def of(cls, job: SegmentJob, plan: Plan, spec: ModelSpec, hashes: Mapping[str, str]) -> "Asked":
-        indices = plan.frame_indices
+        indices, cost = plan.frame_indices, price_of(job, plan, spec)
+        is_numbered = plan.is_image and len(plan.objects) > 1 and not job.preview
+        numbers = plan.object_ids if is_numbered else [None]
         return cls(
             spec.name,
-            [spec.price_per_minute, spec.price_per_object_minute],
+            [cost.price_per_minute, cost.price_per_object_minute],
             list(plan.object_ids),
-            wanted(job),
+            [_numbered(name, number) for name in wanted(job) for number in numbers],
             job.keep_masklets,
             [plan.source.width, plan.source.height],
             [len(indices), indices[0], indices[-1]],
-            {
-                "model": spec.name,
-                "direction": plan.direction,
-                "start": plan.start,
-                "timeline": _digest(list(plan.timeline)),
-                "precision": job.precision,
-                "max_cond_frames": job.max_cond_frames,
-            },
+            _tracking(job, plan, spec),
             {str(one.object_id): _prompts_digest(one) for one in plan.objects},
             hashes,
+            plan.is_image,
         )
 
     @classmethod
-    def from_row(cls, row: Row) -> "Asked":
-        """What the row of `check_work` says."""
-        return cls(**json.loads(row.parameters), hashes=json.loads(row.inputs))
+    def from_row(cls, row: Row) -> "Asked | None":
+        """What the row of `check_work` says; None if this version of masklet did not write it."""
+        said = json.loads(row.parameters) | {"hashes": json.loads(row.inputs)}
+        try:
+            TypeAdapter(cls).validate_python(said)  # a look only: it would turn 1 into 1.0
+            asked = cls(**said)
+        except (ValidationError, TypeError):
+            return None
+        exported = {split_name(name)[0] for name in asked.outputs}
+        is_whole = (
+            asked.frames
+            and asked.prompts.keys() == {str(one) for one in asked.objects}
+            and (asked.is_preview or {"masks"} <= exported <= EXPORTS.keys())
+            and asked.hashes.keys() == {"source", "checkpoint", "config"}
+        )
+        return asked if is_whole else None
+
+    @property
+    def is_preview(self) -> bool:
+        return list(self.outputs) == [PREVIEW]
+
+    def belongs(self, row: Row) -> bool:
+        """Whether a row is of this kind of job: a preview and a full run leave each other's be."""
+        return (row.stage == PREVIEW) == self.is_preview or row.stage not in _OF_ONE_KIND
 
 
 def wanted(job: SegmentJob) -> list[str]:
-    """Names of the outputs that a job asks for: masks always, the others by their fields."""
+    """The stages whose outputs a job asks for: masks always, the others by their fields.
+
+    A preview is made alone, whatever else the job asks for.
+    """
+    if job.preview:
+        return [PREVIEW]
     return [name for name in EXPORTS if name == "masks" or getattr(job, name)]
+
+
+def split_name(output: str) -> tuple[str, int | None]:
+    """An output's stage, and which of an image's masks it is of: `masks_2` is (masks, 2)."""
+    stage, _, number = output.rpartition("_")
+    return (stage, int(number)) if number.isdecimal() else (output, None)
 
 
 def check_force(force: str | None, job: SegmentJob) -> Force | None:
     """`force` if it is nothing, or names what this job has; raises UserError otherwise."""
-    for choice in get_args(Force):
-        if force == choice and (force not in EXPORTS or force in wanted(job)):
-            return cast(Force, choice)
     if force is None:
         return None
-    if force in EXPORTS:
+    if force not in get_args(Force):
+        raise UserError(f"what is forced is one of {', '.join(get_args(Force))}, not {force!r}")
+    if force not in ("all", *wanted(job)) and (force != "propagate" or job.preview):
         raise UserError(f"{force} cannot be forced: the job does not ask for it")
-    raise UserError(f"what is forced is one of {', '.join(get_args(Force))}, not {force!r}")
+    return cast(Force, force)
 
 
 def is_forced(force: Force | None, stage: str) -> bool:
@@ -122,10 +161,15 @@ def decide(asked: Asked, manifest: Manifest, force: Force | None = None) -> Deci
     def reasons(works: Sequence[Work]) -> Decisions:
         return {work: reason_to_run(work, manifest, force) for work in works}
 
+    if asked.is_preview:
+        made = [ingest_work(asked), check_work(asked), preview_work(asked)]
+        return reasons([*made, price_work(asked), outputs_work(asked, {})])
     tracking = reasons([track_work(asked, one) for one in asked.objects])
     hashes = {_input_name(work.artifact): _expected_hash(work, manifest) for work in tracking}
     outputs = reasons([export_work(asked, name, hashes) for name in asked.outputs])
-    if not asked.keep_masklets and not any(outputs.values()):
+    # that of an image has the scores of its masks
+    readers = outputs | (reasons([outputs_work(asked, hashes)]) if asked.is_image else {})
+    if not asked.keep_masklets and not any(readers.values()):
         # nothing will read them, so it does not matter that they are not there
         not_there = (Reason.REMOVED, Reason.MISSING, Reason.DAMAGED)
         tracking = {work: None if why in not_there else why for work, why in tracking.items()}
@@ -182,20 +226,53 @@ def track_work(asked: Asked, object_id: ObjectId) -> Work:
         str(object_id),
         f"masklets/object={object_id}",
         {**asked.tracking, "prompts": asked.prompts[str(object_id)]},
-        {name: asked.hashes[name] for name in ("source", "checkpoint", "config")},
+        {
+            **{name: asked.hashes[name] for name in ("source", "checkpoint", "config")},
+            **_code_of("ingest", "check_prompts"),
+        },
     )
 
 
 def export_work(asked: Asked, name: str, masklets: Mapping[str, str]) -> Work:
-    """An output made from masklets of these hashes."""
-    making = EXPORTS[name]
+    """An output made from masklets of these hashes: of all objects, or of one mask of an image."""
+    stage, number = split_name(name)
+    making, file = EXPORTS[stage], Path(EXPORTS[stage].file)
+    objects = asked.objects if number is None else [number]
+    path = _numbered(file.stem, number) + file.suffix
     return Work(
-        name,
+        stage,
         making.code_version,
-        making.file,
-        making.file,
-        {"objects": asked.objects, "size": asked.size, "settings": making.settings()},
-        {**masklets, "source": asked.hashes["source"]},
+        path,
+        path,
+        {"objects": objects, "size": asked.size, "settings": making.settings()},
+        _of_masklets(
+            asked, {_input_name(str(one)): masklets[_input_name(str(one))] for one in objects}
+        ),
+    )
+
+
+def possible_exports(asked: Asked, masklets: Mapping[str, str]) -> list[Work]:
+    """Every output that could be asked for of the same objects."""
+    numbers = [number for _, number in map(split_name, asked.outputs)]
+    names = [_numbered(name, number) for name in EXPORTS for number in dict.fromkeys(numbers)]
+    return [export_work(asked, name, masklets) for name in names]
+
+
+def preview_work(asked: Asked) -> Work:
+    """The pictures of the prompted frames; on the frames between them nothing depends."""
+    return Work(
+        PREVIEW,
+        CODE_VERSIONS[PREVIEW],
+        PREVIEW,
+        PREVIEW,
+        {
+            "model": asked.model,
+            "precision": asked.tracking["precision"],
+            "objects": asked.objects,
+            "prompts": asked.prompts,
+            "settings": overlay_settings(),
+        },
+        {**asked.hashes, **_code_of("ingest", "check_prompts", "propagate")},
     )
 
 
@@ -206,7 +283,8 @@ def price_work(asked: Asked) -> Work:
         "frames": asked.frames[0],
         "objects": len(asked.objects),
     }
-    return Work("finish", CODE_VERSIONS["finish"], "price.json", "price.json", parameters, {})
+    version, inputs = CODE_VERSIONS["finish"], _code_of("ingest", "check_prompts")
+    return Work("finish", version, "price.json", "price.json", parameters, inputs)
 
 
 def outputs_work(asked: Asked, masklets: Mapping[str, str]) -> Work:
@@ -217,8 +295,19 @@ def outputs_work(asked: Asked, masklets: Mapping[str, str]) -> Work:
         "outputs.json",
         "outputs.json",
         {name: getattr(asked, name) for name in names},
-        {**masklets, "source": asked.hashes["source"]},
+        _of_masklets(asked, masklets),
     )
+
+
+def _of_masklets(asked: Asked, masklets: Mapping[str, str]) -> dict[str, str]:
+    """The inputs of what is made of masklets."""
+    code = _code_of("ingest", "check_prompts", "propagate")
+    return {**masklets, "source": asked.hashes["source"], **code}
+
+
+def _code_of(*stages: str) -> dict[str, str]:
+    """The code versions of earlier stages as inputs: raising one makes all that follows again."""
+    return {f"code of {stage}": str(CODE_VERSIONS[stage]) for stage in stages}
 
 
 def _expected_hash(work: Work, manifest: Manifest) -> str:
@@ -237,6 +326,24 @@ def _differing(recorded: str, now: Mapping[str, Any]) -> str:
 
 def _input_name(artifact: str) -> str:
     return f"object={artifact}"
+
+
+def _numbered(name: str, number: ObjectId | None) -> str:
+    return name if number is None else f"{name}_{number}"
+
+
+def _tracking(job: SegmentJob, plan: Plan, spec: ModelSpec) -> dict[str, Any]:
+    """What the masklets of all objects depend on, but for files and code."""
+    network = {"model": spec.name, "precision": job.precision}
+    if plan.is_image:
+        return {**network, "masks": len(plan.objects)}
+    return {
+        **network,
+        "direction": plan.direction,
+        "start": plan.start,
+        "timeline": _digest(list(plan.timeline)),
+        "max_cond_frames": job.max_cond_frames,
+    }
 
 
 def _prompts_digest(one: ObjectPlan) -> str:

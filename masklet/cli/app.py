@@ -1,15 +1,17 @@
 """The commands."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
-from masklet.cli import models
+from masklet.cli import models, prompts
+from masklet.cli.evaluation import evaluate
 from masklet.cli.job_options import takes_job
 from masklet.cli.progress import progress_bars
 from masklet.cli.tables import print_plan, print_status
-from masklet.job import SegmentJob
+from masklet.job import SegmentJob, job_schema
 from masklet.works import Force
 
 app = typer.Typer(
@@ -19,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models.app, name="models")
+app.add_typer(prompts.app, name="prompts")
+app.command("eval")(evaluate)
 
 
 _VERIFY = typer.Option(
@@ -62,6 +66,7 @@ def segment(
         typer.echo(f"{name:<18} {path}")
     summary, speed = outputs.summary, outputs.frames_per_second
     pace = "nothing to track again" if speed is None else f"{speed:.1f} frames per second"
+    pace = "prompted frames only" if job.preview else pace
     typer.echo(
         f"\n{summary['frames']} frames, {len(summary['objects'])} objects, {pace}, "
         f"price ${summary['price']:.4f}"
@@ -91,10 +96,16 @@ def price(job: SegmentJob) -> None:
     """
     from masklet.models import find_model
     from masklet.pipeline import check_prompts, ingest
-    from masklet.price import price as price_of
+    from masklet.price import price_of
 
     spec = find_model(job.model_type)
     plan = check_prompts(job, ingest(job))
-    cost = price_of(spec, len(plan.frame_indices), len(plan.objects))
+    cost = price_of(job, plan, spec)
     typer.echo(f"{cost.frames} frames, {cost.objects} objects, {spec.name}, in dollars:", err=True)
     typer.echo(f"{cost.total:.4f}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a job file, for editors and other programs."""
+    typer.echo(json.dumps(job_schema(), indent=2))

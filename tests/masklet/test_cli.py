@@ -120,8 +120,7 @@ def save(path: Path, value: Any) -> Path:
         ([CLICK], ["--model-type", "sam3"], "There is no model 'sam3'"),
         ([CLICK], ["--model-type", "[red]"], "There is no model '[red]'"),
         ([CLICK], ["--checkpoint", "none.pt"], "none.pt"),
-        ([CLICK], ["--preview"], "preview is not supported yet"),
-        ([CLICK], ["--multimask-output"], "multimask_output is not supported yet"),
+        ([CLICK], ["--multimask-output"], "multimask_output is for images, and clip.mp4 is"),
         ([CLICK], ["--mask-prompts", "none.zip"], "none.zip: cannot be read: No such file"),
         ([CLICK], ["--mask-prompts", "prompts.json"], "prompts.json: is not a zip of masks"),
         ([CLICK], ["--prompts", "none.json"], "none.json: cannot be read: No such file"),
@@ -213,6 +212,10 @@ def test_no_model_of_that_name_here(
         (["price", "--out", "out", "clip.mp4"], "--out"),
         (["price", "--debug-masks=5", "clip.mp4"], "--debug-masks"),
         (["price"], "name a video"),
+        (["prompts", "bogus"], "'bogus'"),
+        (["prompts", "check", "none.json"], "VIDEO"),
+        (["prompts", "check", "none.json", "clip.mp4"], "none.json: cannot be read"),
+        (["schema", "clip.mp4"], "clip.mp4"),
         (["bogus"], "'bogus'"),
         (["--bogus"], "--bogus"),
         (["models", "bogus"], "'bogus'"),
@@ -293,6 +296,17 @@ def test_a_price_above_the_least(
     assert run(*arguments, "--model-type", "tiny")[1] == "0.2016\n"
 
 
+def test_the_price_of_a_preview(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Source
+) -> None:
+    long = Source(**{**vars(source), "pts": tuple(range(180_000))})
+    monkeypatch.setattr(pipeline, "probe", lambda file: long)
+    prompts = save(tmp_path / "prompts.json", [CLICK, {**CLICK, "frame_index": 170_000}])
+    code, out, err = run("price", "clip.mp4", "--prompts", prompts, "--preview")
+    assert (code, out) == (0, "0.0100\n")
+    assert "2 frames, 1 objects" in err
+
+
 def test_a_price_for_a_wrong_job(run: Run, tmp_path: Path, clip: Path) -> None:
     prompts = save(tmp_path / "prompts.json", [{**CLICK, "frame_index": 10}])
     code, out, err = run("price", clip, "--prompts", prompts)
@@ -322,12 +336,13 @@ def test_options_are_the_fields_of_the_job(
         *("--model-type", "tiny", "--checkpoint", "w.pt", "--device", "cpu", "--prompts", prompts),
         *("--mask-prompts", "m.zip", "--start-frame", 1, "--end-frame", 8, "--frame-interval", 2),
         *("--direction", "both", "--debug-masks", "--pixel-confidences", "--bbox-tracking"),
-        *("--preview", "--multimask-output", "-o", "out"),
+        *("--preview", "--multimask-output", "--no-keep-masklets", "--max-cond-frames", 4),
+        *("--precision", "bfloat16", "--compile", "-o", "out"),
     )
     code, out, _ = run("segment", "clip.mp4", *options)
     assert code == 0
     assert "out/masks.zip" in out
-    assert "4 frames, 2 objects, 2.0 frames per second, price $0.0100" in out
+    assert "4 frames, 2 objects, prompted frames only, price $0.0100" in out
     assert jobs[0][1] == Path("out")
     assert jobs[0][0].model_dump() == {
         "file": "clip.mp4",
@@ -345,6 +360,10 @@ def test_options_are_the_fields_of_the_job(
         "bbox_tracking": True,
         "preview": True,
         "multimask_output": True,
+        "keep_masklets": False,
+        "max_cond_frames": 4,
+        "precision": "bfloat16",
+        "compile": True,
     }
 
 
@@ -409,7 +428,7 @@ def test_a_refusal_while_the_bars_are_shown_is_one_line(
 
 
 def test_progress_is_shown_on_stderr(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def report(job: SegmentJob, out: Path, *, progress: Callable[..., None]) -> Outputs:
+    def report(job: SegmentJob, out: Path, *, progress: Callable[..., None], **_: Any) -> Outputs:
         for done in range(5):
             progress("propagate", done, 4)
         summary = {"frames": 4, "objects": [1], "price": 0.01}

@@ -81,6 +81,10 @@ def test_the_defaults_of_the_contract() -> None:
         "bbox_tracking": False,
         "preview": False,
         "multimask_output": False,
+        "keep_masklets": True,
+        "max_cond_frames": None,
+        "precision": "float32",
+        "compile": False,
     }
 
 
@@ -101,6 +105,10 @@ def test_every_field_can_be_given() -> None:
         "bbox_tracking": True,
         "preview": True,
         "multimask_output": True,
+        "keep_masklets": False,
+        "max_cond_frames": 4,
+        "precision": "bfloat16",
+        "compile": True,
     }
     assert set(fields) == set(SegmentJob.model_fields)
     job = make_job(fields)
@@ -226,6 +234,12 @@ def test_a_box_of_width_and_height_gets_the_hint(box: list[int]) -> None:
     message = refused_prompt(box=box)
     assert str([float(edge) for edge in box]) in message
     assert "[x_min, y_min, x_max, y_max], not [x, y, width, height]" in message
+    corners = [*box[:2], box[0] + box[2], box[1] + box[3]]
+    assert f"its corners would be {[float(edge) for edge in corners]}" in message
+
+
+def test_a_box_that_has_no_width_either_gets_no_corners() -> None:
+    assert "corners" not in refused_prompt(box=[10, 10, -5, 20])
 
 
 @pytest.mark.parametrize("prompt", [5, None, "dog", [1, 2], [[[[]]]]])

@@ -298,7 +298,7 @@ def test_the_python_call(job_fields: dict[str, Any], tmp_path: Path) -> None:
         {"file": "no such file.mp4"},
         {"checkpoint": "no such file.pt"},
         {"model_type": "huge"},
-        {"preview": True},
+        {"multimask_output": True},
     ],
 )
 def test_a_wrong_job_writes_nothing(
@@ -339,7 +339,7 @@ def test_a_stage_that_fails_keeps_what_was_there(
     fields, out, _ = done
     before = contents(out)
     with monkeypatch.context() as broken:
-        broken.setattr("masklet.propagate.propagate", _must_not_run)
+        broken.setattr("masklet.tracking.track_objects", _must_not_run)
         with pytest.raises(AssertionError):
             run_job(changed(fields, end_frame=12), out)
     assert contents(out) == before
@@ -387,7 +387,8 @@ def test_a_manifest_from_elsewhere_removes_nothing_outside(
         for row in table.to_pylist()
     ]
     pq.write_table(pa.Table.from_pylist(rows, table.schema), out / "manifest.parquet")
-    run_job(make_job(fields), out)
+    with pytest.raises(UserError, match="is not a path in the run directory"):
+        run_job(make_job(fields), out)
     assert precious.is_dir()
 
 

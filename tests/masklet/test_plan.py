@@ -146,8 +146,7 @@ def test_every_timeline_holds_the_grid_and_the_prompts_and_nothing_else(
         ({"start_frame": 10}, "start_frame is 10, but clip.mp4 has the frames 0 to 9"),
         ({"end_frame": 10}, "end_frame is 10, but clip.mp4 has the frames 0 to 9"),
         ({"start_frame": 5, "end_frame": 4}, "start_frame 5 is after end_frame 4"),
-        ({"preview": True}, "preview is not supported yet"),
-        ({"multimask_output": True}, "multimask_output is not supported yet"),
+        ({"multimask_output": True}, "multimask_output is for images, and clip.mp4 is a video"),
     ],
 )
 def test_a_range_that_is_none(fields: dict[str, Any], words: str) -> None:

@@ -1,0 +1,31 @@
+"""Prompts drawn on their frames without a model: are they where they are meant to be?"""
+
+from contextlib import closing
+from pathlib import Path
+
+from PIL import Image
+
+from masklet.atomic import replacing
+from masklet.media import read_frames
+from masklet.overlay import colours_of, overlay
+from masklet.plan import Plan
+from masklet.prompt_marks import draw_prompts, prompts_on
+
+
+def draw_on_frames(plan: Plan, folder: Path) -> list[Path]:
+    """Write `{frame_index}.png` for each prompted frame, RGB at source size; returns the paths.
+
+    Points, boxes and ids are drawn as in a preview, and mask prompts as masks.
+    """
+    colours = colours_of(plan.object_ids)
+    paths = []
+    with closing(read_frames(plan.source, plan.prompted)) as frames:
+        for frame_index, frame in frames:
+            said = prompts_on(plan.objects, frame_index)
+            masks = {one: on.mask for one, on in said.items() if on.mask is not None}
+            drawn = draw_prompts(overlay(frame, masks, colours), said, colours)
+            folder.mkdir(parents=True, exist_ok=True)
+            paths.append(folder / f"{frame_index}.png")
+            with replacing(paths[-1]) as temporary:
+                Image.fromarray(drawn).save(temporary, "PNG")
+    return paths
