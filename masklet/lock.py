@@ -56,7 +56,7 @@ def _acquire(root: Path, wait: bool) -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            who = os.pread(lock, 200, 0).decode(errors="replace").strip()
+            who = os.pread(lock, 200, 0).decode(errors="replace").strip() or "about to begin"
             if not wait:
                 os.close(lock)
                 raise UserError(

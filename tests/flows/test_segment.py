@@ -1,11 +1,21 @@
 """The flow on a real Prefect server: the same outputs as the library, and what it shows of them."""
 
+import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import State, get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.segment import segment
@@ -44,7 +54,74 @@ def test_the_flow_makes_what_the_library_makes_and_makes_it_once(
     assert files(tmp_path / "flow") == before
     for stage in ("propagate 1", "propagate wide", "masks masks.zip", "debug_masks"):
         assert any(f"{stage}" in line and "reused" in line for line in caplog.messages), stage
-    assert any("Reused" in line for line in caplog.messages)
+
+
+STAGES = ("ingest", "check_prompts", "propagate", "masks", "finish")
+
+
+def states_of(state: State[Any]) -> dict[str, str]:
+    """The names of the states in which the tasks of a flow run have ended."""
+    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+    with get_client(sync_client=True) as client:
+        for _ in range(300):  # the server notes them some time after the run
+            runs = client.read_task_runs(flow_run_filter=of_run)
+            if len(runs) == len(STAGES) and all(run.state and run.state.is_final() for run in runs):
+                break
+            time.sleep(0.2)
+    return {run.name.split("-")[0]: str(run.state_name) for run in runs}
+
+
+def newest_reasons() -> list[dict[str, Any]]:
+    with get_client(sync_client=True) as client:
+        by_key = ArtifactFilter(key=ArtifactFilterKey(any_=["reasons"]))
+        newest = client.read_artifacts(
+            artifact_filter=by_key, sort=ArtifactSort.CREATED_DESC, limit=1
+        )
+    return list(json.loads(str(newest[0].data)))
+
+
+def test_what_was_reused_and_why_the_rest_was_made_is_shown(
+    job_fields: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = job_fields | {"end_frame": 5}
+    first = segment(make_job(fields), tmp_path / "out", return_state=True)
+    assert states_of(first) == dict.fromkeys(STAGES, "Completed")
+    assert {row["reason"] for row in newest_reasons()} == {"new"}
+
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        again = segment(make_job(fields), tmp_path / "out", return_state=True)
+    # prompts are checked every time
+    assert states_of(again) == dict.fromkeys(STAGES, "Reused") | {"check_prompts": "Completed"}
+    rows = {(row["stage"], row["artifact"]): row for row in newest_reasons()}
+    assert {row["outcome"] for row in rows.values()} == {"reused"}
+    assert sum(line.endswith(": reused") for line in caplog.messages) == len(rows)
+
+    wide = fields["prompts"][1] | {"box": [30, 10, 120, 90]}
+    changed = make_job(fields | {"prompts": [fields["prompts"][0], wide]})
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        third = segment(changed, tmp_path / "out", return_state=True)
+    states = states_of(third)
+    assert states["ingest"] == "Reused"
+    assert {states[name] for name in ("propagate", "masks", "finish")} == {"Completed"}
+    rows = {(row["stage"], row["artifact"]): row for row in newest_reasons()}
+    one, other = rows["propagate", "1"], rows["propagate", "wide"]
+    assert (one["outcome"], one["reason"], one["seconds"]) == ("reused", "", 0.0)
+    assert (other["outcome"], other["reason"]) == ("made", "parameters changed")
+    assert other["bytes"] > 0
+    for (stage, artifact), row in rows.items():
+        assert f"{stage} {artifact}: {row['reason'] or 'reused'}" in caplog.messages
+
+
+def test_the_flow_makes_again_what_is_forced(job_fields: dict[str, Any], tmp_path: Path) -> None:
+    job = make_job(job_fields | {"end_frame": 5})
+    run_job(job, tmp_path / "out")
+    state = segment(job, tmp_path / "out", force="masks", return_state=True)
+    states = states_of(state)
+    assert (states["propagate"], states["masks"]) == ("Reused", "Completed")
+    [made] = [row for row in newest_reasons() if row["outcome"] == "made"]
+    assert (made["artifact"], made["reason"]) == ("masks.zip", "forced")
 
 
 def test_a_wrong_job_fails_with_its_one_line_and_writes_nothing(

@@ -1,3 +1,5 @@
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,8 +7,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from masklet.manifest import FILE_NAME, SCHEMA, Done, Manifest, Reason, Work, content_hash
+from masklet.manifest import (
+    FILE_NAME,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Done,
+    Manifest,
+    Reason,
+    Work,
+    content_hash,
+)
 
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "manifest.md").read_text(encoding="utf-8")
 WORK = Work("masks", 1, "masks.zip", "masks.zip", {"size": [4, 3]}, {"object=1": "abc"})
 
 
@@ -83,6 +95,67 @@ def test_a_folder_is_hashed_by_names_and_contents(tmp_path: Path) -> None:
     assert content_hash(tmp_path) != before
     (tmp_path / "b").rename(tmp_path / "a")
     assert content_hash(tmp_path) == before
+
+
+def test_every_field_is_documented(root: Path) -> None:
+    section = DOCUMENT.split("## Fields")[1].split("##")[0]
+    documented = re.findall(r"^\| `(\w+)` \| (\w+) \|", section, re.MULTILINE)
+    assert documented == [(field.name, str(field.type)) for field in SCHEMA]
+    assert f"of this table: {SCHEMA_VERSION} " in section
+    reasons = DOCUMENT.split("## Reasons")[1].split("##")[0]
+    assert re.findall(r"^\| `([\w ]+)` \|", reasons, re.MULTILINE) == list(Reason)
+
+
+def test_the_examples_in_python_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "out").mkdir()
+    (root / "out" / "clip").symlink_to(root)
+    monkeypatch.chdir(root)
+    examples = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(example, {})
+    assert capsys.readouterr().out == "masks\tmasks.zip\t5\tnew\n"
+
+
+def test_a_manifest_of_version_1_is_read_and_its_files_hashed_once(root: Path) -> None:
+    table = pq.read_table(root / FILE_NAME).drop_columns(["mtime_ns", "inode"])
+    at = table.schema.get_field_index("schema_version")
+    pq.write_table(table.set_column(at, "schema_version", pa.array([1])), root / FILE_NAME)
+    manifest = Manifest(root, "second")
+    assert manifest.reason_to_run(WORK) is None
+    manifest.settle()
+    [row] = pq.read_table(root / FILE_NAME).to_pylist()
+    about = (root / WORK.path).stat()
+    assert (row["mtime_ns"], row["inode"]) == (about.st_mtime_ns, about.st_ino)
+    assert row["schema_version"] == SCHEMA_VERSION
+
+
+def test_a_manifest_of_a_later_version_is_refused(root: Path) -> None:
+    table = pq.read_table(root / FILE_NAME)
+    at = table.schema.get_field_index("schema_version")
+    later = pa.array([SCHEMA_VERSION + 1])
+    pq.write_table(table.set_column(at, "schema_version", later), root / FILE_NAME)
+    with pytest.raises(ValueError, match=f"schema_version is {SCHEMA_VERSION + 1}"):
+        Manifest(root, "second")
+
+
+def test_a_file_that_was_only_touched_is_hashed_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.utime(root / WORK.path, (1, 1))
+    manifest = Manifest(root, "second")
+    assert manifest.reason_to_run(WORK) is None
+    manifest.settle()
+
+    def must_not_run(path: Path) -> str:
+        raise AssertionError(f"{path} was hashed")
+
+    monkeypatch.setattr("masklet.manifest.content_hash", must_not_run)
+    assert Manifest(root, "third").reason_to_run(WORK) is None
+    with pytest.raises(AssertionError):
+        Manifest(root, "fourth", verify=True).reason_to_run(WORK)
 
 
 def test_forgotten_rows_are_gone(root: Path) -> None:
