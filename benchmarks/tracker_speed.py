@@ -31,6 +31,8 @@ from masklet.network import Network
 from masklet.plan import Plan
 from masklet.propagate import propagate, segment_frames
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def ours(network: Network, plan: Plan) -> None:
     """From the file to the masklet store."""
@@ -74,10 +76,7 @@ def main() -> None:
     args = parser.parse_args()
     source, spec = open_clip(args.clip), find_model(args.model)
     model = any_weights(spec, args.device)
-    networks = {
-        "float32": Network.of(model),
-        "bfloat16": Network.of(model, torch.bfloat16),
-    }
+    networks = {name: Network.of(model, dtype) for name, dtype in DTYPES.items()}
     predictors = {"upstream": make_predictor(spec, model)}
     if args.device == "cuda":
         predictors["compiled"] = make_predictor(spec, model, compiled=True)

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.clips import grid_plan, open_clip
 from benchmarks.machine import describe, matmul_gflops
+from benchmarks.tracker_speed import DTYPES
 from benchmarks.upstream import any_weights
 from masklet import propagate, tracker
 from masklet.attention import Fusion
@@ -34,9 +35,6 @@ from masklet.models import find_model
 from masklet.network import Network
 from masklet.plan import Plan
 from masklet.store import MaskletWriter
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 # torch counts attention on GPUs only
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -1,0 +1,98 @@
+"""`python -m benchmarks.overlap`: whether decoding, tracking and writing hide behind each other.
+
+Each of the three is timed alone (decoding with the resize to the model's size, tracking of frames
+that are ready, writing of rows that are ready), in turn with all of them together, from the file to
+the masklet store. Where all run on the same processor, as without a GPU, they share its cores: what
+they take together cannot be less than their work divided by the cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.clips import grid_plan, open_clip
+from benchmarks.machine import describe
+from benchmarks.tracker_speed import DTYPES, in_turn, ours
+from benchmarks.upstream import any_weights
+from masklet import propagate
+from masklet.media import read_frames
+from masklet.models import find_model
+from masklet.network import Network
+from masklet.plan import Plan
+from masklet.store import MaskletRow, MaskletWriter
+from masklet.tracker import preprocess
+
+
+def parts(plan: Plan, network: Network) -> dict[str, Callable[[], None]]:
+    """Decoding, tracking and writing, each without the others."""
+    size = network.model.image_size
+    images = [preprocess(frame, size) for _, frame in read_frames(plan.source, plan.timeline)]
+
+    def ready(_: Plan, positions: Sequence[int], __: int) -> Iterator[tuple[int, Tensor]]:
+        yield from ((at, images[at]) for at in positions)
+
+    def decode() -> None:
+        for _, frame in read_frames(plan.source, plan.timeline):
+            preprocess(frame, size)
+
+    def track() -> None:
+        with patch.object(propagate, "_images", ready):
+            for _ in propagate.segment_frames(plan, plan.object_ids, network):
+                pass
+
+    rows = [
+        (one, MaskletRow(step.frame_index, 1.0, prediction.logits.float().cpu().numpy()))
+        for step in propagate.segment_frames(plan, plan.object_ids, network)
+        for one, prediction in step.predictions.items()
+    ]
+
+    def write() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            writers = {one: MaskletWriter(Path(folder, str(one)), one) for one in plan.object_ids}
+            for one, row in rows:
+                writers[one].add(row)
+            for writer in writers.values():
+                writer.flush()
+
+    return {"decode": decode, "track": track, "write": write}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="do decoding, tracking and writing overlap?")
+    parser.add_argument("clip", nargs="?", type=Path, help="a video; the demo's without one")
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=DTYPES, default="float32")
+    parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    source, spec = open_clip(args.clip), find_model(args.model)
+    network = Network.of(any_weights(spec, args.device), DTYPES[args.precision])
+    table = Table("objects", "decode", "track", "write", "together", "of the slowest", box=None)
+    for objects in args.objects:
+        plan = grid_plan(source, args.frames, objects)
+        alone = parts(plan, network)
+        *each, together = in_turn(args.rounds, *alone.values(), partial(ours, network, plan))
+        cells = [f"{taken:.2f} s" for taken in (*each, together)]
+        table.add_row(str(objects), *cells, f"{together / max(each):.2f}")
+    console = Console(width=120)
+    console.print(
+        f"{spec.name} in {args.precision} on {args.device}, {args.frames} frames of "
+        f"{source.width}x{source.height}; {describe()}"
+    )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
