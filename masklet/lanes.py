@@ -2,7 +2,7 @@
 
 The image encoder needs no memory and objects do not need each other, so a frame's work falls into
 independent pieces. On a CPU several small pieces at once, each on few cores, are done sooner than
-one after another on all cores.
+one after another on all cores; large ones fill the cores by themselves.
 """
 
 import logging
@@ -28,6 +28,7 @@ _OBJECTS_PER_BATCH = {"cpu": 2}
 _FRAMES_PER_BATCH = {"cpu": 1}
 _MANY_OBJECTS, _MANY_FRAMES = 64, 4
 _BATCHES_AHEAD = 3
+_SMALL_IMAGE = 512
 
 Tracked = list[tuple[Prediction, MemoryBank]]
 
@@ -49,7 +50,8 @@ class Lanes:
             "frames": _Limit("frames", self.frames_per_batch),
         }
         self._threads = torch.get_num_threads()
-        lanes = min(self._threads, 1 + -(-objects // objects_per_batch))
+        pieces = 1 + -(-objects // objects_per_batch)
+        lanes = min(self._threads, pieces) if network.model.image_size <= _SMALL_IMAGE else 1
         self._pool = ThreadPoolExecutor(
             lanes, initializer=torch.set_num_threads, initargs=(self._threads // lanes,)
         )
