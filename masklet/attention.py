@@ -148,11 +148,12 @@ def _attend(block: _Attention, queries: Tensor, keys: Tensor, memory: Tensor) ->
     """Queries (B, n, c) and keys (B, m, c) float32, memory (B, m, mem_dim) -> (B, n, d_model)."""
     dtype = block.value.dtype
     values = memory.to(dtype) @ block.value.T
-    # on the CPU products of attention are no faster in bfloat16, and casting costs
-    wide = torch.float32 if keys.device.type == "cpu" else dtype
-    mixed = F.scaled_dot_product_attention(
-        queries.to(wide)[:, None], keys.to(wide)[:, None], values.to(wide)[:, None]
-    )
+    queries, keys = queries.to(dtype), keys.to(dtype)
+    if dtype == torch.bfloat16 and keys.device.type == "cpu":
+        # torch's own attention is no faster there than in float32, its products are
+        scale = queries.shape[-1] ** -0.5
+        return block.out(((queries * scale) @ keys.transpose(1, 2)).softmax(-1) @ values)
+    mixed = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])
     return block.out(mixed[:, 0])
 
 

@@ -197,13 +197,16 @@ def _sweep(
     before -= before % lanes.frames_per_batch
     ready: tuple[int, Step] | None = None
     with closing(_images(plan, encoded[before:], lanes.network.model.image_size)) as images:
-        features = lanes.encode(images)
+        wanted = {at for at in encoded if at in positions[skip:]}
+        features = (found for position, found in lanes.encode(images) if position in wanted)
+        seen = next(features, None)
         for at in positions[skip:]:
             tracked_ids = [one for one in banks if (at, one) not in prompted]
             pieces: list[Future[Tracked]] = []
-            if tracked_ids:
-                seen = next(found for position, found in features if position == at)
+            if tracked_ids and seen:
                 pieces = lanes.track(seen, at, [banks[one] for one in tracked_ids], sweep)
+                # asked for now, encoding stands behind the objects and fills the gaps they leave
+                seen = next(features, None)
             if ready:
                 yield ready
             predictions = {one: prompted[at, one] for one in banks if (at, one) in prompted}
