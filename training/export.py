@@ -1,8 +1,13 @@
-"""``python -m training.export``: the averaged weights of a checkpoint as float16 safetensors."""
+"""``python -m training.export``: the averaged weights of checkpoints as float16 safetensors.
+
+Of several checkpoints, as those at the ends of two stages, the mean is taken: where they lie in one
+basin it is good at what either is good at (model soups, Wortsman et al. 2022).
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,12 +16,16 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 
-def export(checkpoint: Path, out: Path) -> int:
+def export(checkpoints: Sequence[Path], out: Path) -> int:
     """Write `out` atomically, with the names of `SAM2Base.state_dict()`; return its bytes."""
-    average: dict[str, Tensor] = torch.load(checkpoint, weights_only=True)["average"]
+    averages: list[dict[str, Tensor]] = [
+        torch.load(checkpoint, weights_only=True)["average"] for checkpoint in checkpoints
+    ]
     half = {
-        name: value.half().contiguous() if value.is_floating_point() else value
-        for name, value in average.items()
+        name: torch.stack([one[name] for one in averages]).mean(0).half().contiguous()
+        if value.is_floating_point()
+        else value
+        for name, value in averages[-1].items()
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_suffix(".part")
@@ -41,12 +50,12 @@ def main() -> None:
     """Command line: export."""
     parser = argparse.ArgumentParser(description=__doc__)
     here = Path(__file__).parent
-    parser.add_argument("--checkpoint", type=Path, default=here / "runs/nano/last.pt")
+    parser.add_argument("--checkpoints", type=Path, nargs="+", default=[here / "runs/nano/last.pt"])
     parser.add_argument(
         "--out", type=Path, default=here.parent / "masklet/weights/nano/nano.safetensors"
     )
     args = parser.parse_args()
-    print(export(args.checkpoint, args.out))
+    print(export(args.checkpoints, args.out))
 
 
 if __name__ == "__main__":

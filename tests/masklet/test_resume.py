@@ -209,8 +209,8 @@ def test_cut_off_while_publishing(
         done.append(place)
 
     with monkeypatch.context() as cut:
-        original = tracking._publish
-        cut.setattr(tracking, "_publish", publish)
+        original = tracking.publish
+        cut.setattr(tracking, "publish", publish)
         if published == 2:
             cut.setattr(Manifest, "record", _cut_off_record(Manifest.record))
         with pytest.raises(KeyboardInterrupt):

@@ -71,7 +71,7 @@ def test_trains_exports_and_goes_on(work: Path) -> None:
     kept = torch.load(work / "run/last.pt", weights_only=True)
     assert (kept["stage"], kept["seen"]) == (2, 4)
     assert len((work / "run/log.jsonl").read_text().splitlines()) == 4
-    export(work / "run/last.pt", work / "out.safetensors")
+    export([work / "run/last.pt"] * 2, work / "out.safetensors")
     model = build(work / "tiny.yaml")
     load_weights(model, work / "out.safetensors")
     assert {v.dtype for v in load_file(work / "out.safetensors").values()} == {torch.float16}
