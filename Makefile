@@ -5,14 +5,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# Prefect calls no outside hosts, and its temporary server may take its time on a slow machine.
-export PREFECT_SERVER_ANALYTICS_ENABLED := false
+# Prefect calls no outside hosts; its other settings stand in prefect.toml.
 export DO_NOT_TRACK := 1
-export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 180
 # sam2 is used without its CUDA extension.
 export SAM2_BUILD_CUDA := 0
 
-.PHONY: demo test lint format kill install clean
+.PHONY: demo test lint format kill server worker deploy deploy-check label-scale ui-check install clean
 
 demo: .venv/installed
 	$(BIN)/python -m demo --out out/demo
@@ -33,6 +31,39 @@ format: .venv/installed
 # Kills a run 50 times and compares what it made; takes some ten minutes.
 kill: .venv/installed
 	$(BIN)/python -m benchmarks.kill
+
+# A local Prefect: `make server`, `make deploy` once, `make worker`; docs/prefect.md. Its data is in
+# .prefect/. A worker of another server: make worker PREFECT_API_URL=http://host:4200/api
+PREFECT := PREFECT_HOME=$(CURDIR)/.prefect $(BIN)/prefect --no-prompt
+worker deploy: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
+
+server: .venv/installed
+	$(PREFECT) server start
+
+deploy: .venv/installed
+	@$(PREFECT) work-pool inspect masklet >/dev/null 2>&1 \
+		|| $(PREFECT) work-pool create masklet --type process
+	@$(PREFECT) automation inspect masklet-crashed-runs >/dev/null 2>&1 \
+		|| $(PREFECT) automation create --from-file automations.yaml
+	$(PREFECT) deploy --all
+
+worker: .venv/installed
+	$(PREFECT) worker start --pool masklet --type process --limit 1
+
+# The stack above on a port of its own, used and broken as people do; takes some minutes.
+deploy-check: .venv/installed
+	$(BIN)/python -m benchmarks.deploy_check
+
+# The form and the pages of a run in a browser, with screenshots in out/ui. Chromium comes with
+# Debian, or by `playwright install chromium`: make ui-check CHROMIUM=
+CHROMIUM ?= $(shell command -v chromium)
+ui-check: .venv/installed
+	$(PIP) playwright
+	$(BIN)/python -m benchmarks.ui_check $(if $(CHROMIUM),--browser $(CHROMIUM))
+
+# 200 clips on two workers, Postgres and S3, one worker killed; takes some half an hour.
+label-scale: .venv/installed
+	$(BIN)/python -m benchmarks.label_scale
 
 install: .venv/installed
 

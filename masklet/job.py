@@ -236,7 +236,7 @@ def make_job(fields: Mapping[str, Any], *, base: Path | None = None) -> SegmentJ
 
 def load_job_fields(path: Path) -> dict[str, Any]:
     """Read a job file (YAML or JSON) into a mapping of fields, not checked yet."""
-    fields = _load_document(path)
+    fields = load_document(path)
     if not isinstance(fields, dict):
         raise UserError(f"{path}: a job file is a mapping of fields such as 'file: clip.mp4'")
     return {str(key): value for key, value in fields.items()}
@@ -244,7 +244,7 @@ def load_job_fields(path: Path) -> dict[str, Any]:
 
 def load_prompt_list(path: Path) -> Any:
     """Read a file of prompts (JSON or YAML): a list, or a mapping with the key `prompts`."""
-    document = _load_document(path)
+    document = load_document(path)
     if isinstance(document, dict) and set(document) == {"prompts"}:
         document = document["prompts"]
     if not isinstance(document, list):
@@ -252,7 +252,8 @@ def load_prompt_list(path: Path) -> Any:
     return document
 
 
-def _load_document(path: Path) -> Any:
+def load_document(path: Path) -> Any:
+    """Read a JSON or YAML file, within limits of size and depth; raises UserError."""
     is_json = path.suffix.lower() == ".json"
     kind, limit = ("JSON", MAX_PROMPT_FILE_BYTES) if is_json else ("YAML", MAX_YAML_BYTES)
     try:
@@ -270,7 +271,7 @@ def _load_document(path: Path) -> Any:
         raise UserError(f"{path}: is larger than {limit >> 20} MiB, the limit of {kind}{hint}")
     try:
         text = content.decode("utf-8-sig")
-        return _parse_json(text) if is_json else _parse_yaml(text)
+        return parse_json(text) if is_json else _parse_yaml(text)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}: is not valid YAML{line}: {error.problem}") from None
@@ -279,7 +280,8 @@ def _load_document(path: Path) -> Any:
         raise UserError(f"{path}: is not valid {kind}: {_explain_parser(error)}") from None
 
 
-def _parse_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
+    """Parse JSON, refusing a key given twice; raises ValueError."""
     return json.loads(text, object_pairs_hook=_distinct)
 
 

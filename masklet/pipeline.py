@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from masklet.network import Network
 
+Loader = Callable[[Run], "SAM2Base"]
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -93,11 +94,14 @@ def check_prompts(job: SegmentJob, source: Source) -> Plan:
     return plan_job(job, source)
 
 
-def propagate(run: Run, plan: Plan) -> None:
-    """Track the objects whose masklets are missing or out of date, and drop those not asked for."""
+def propagate(run: Run, plan: Plan, load: "Loader | None" = None) -> None:
+    """Track the objects whose masklets are missing or out of date, and drop those not asked for.
+
+    load: gives the model; it is loaded for this run alone by default.
+    """
     tracking = {w: why for w, why in run.decide().items() if w.stage == "propagate"}
     outdated = {work: reason for work, reason in tracking.items() if reason}
-    model = _load_model(run) if outdated else None
+    model = (load or load_weights)(run) if outdated else None
     _note_order(run, plan)
     run.reasons.update({(work.stage, work.artifact): why for work, why in tracking.items()})
     if model is not None:
@@ -111,11 +115,11 @@ def propagate(run: Run, plan: Plan) -> None:
     _forget_other_objects(run)
 
 
-def preview(run: Run, plan: Plan) -> None:
+def preview(run: Run, plan: Plan, load: "Loader | None" = None) -> None:
     """Make pictures of the prompted frames; nothing of a full run in the directory is touched."""
     work = works.preview_work(run.order.asked)
     reason = works.reason_to_run(work, run.manifest, run.order.force)
-    model = _load_model(run) if reason else None
+    model = (load or load_weights)(run) if reason else None
     _note_order(run, plan)
     run.reasons[work.stage, work.artifact] = reason
     if reason and model is not None:
@@ -422,7 +426,8 @@ def _track(run: Run, plan: Plan, outdated: Mapping[Work, Reason], model: "SAM2Ba
     track_objects(plan, works, network, run.scratch, run.masklets, counter)
 
 
-def _load_model(run: Run) -> "SAM2Base":
+def load_weights(run: Run) -> "SAM2Base":
+    """The model of a run, on its device."""
     weights = run.order.weights
     return load_model(weights.spec, weights.file.path, choose_device(run.job.device))
 

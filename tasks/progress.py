@@ -1,13 +1,15 @@
-"""Progress of a stage in Prefect: an artifact that moves, and ten lines in the run's log."""
+"""Progress of a stage in Prefect: an artifact that moves, and lines in the run's log."""
 
 import threading
 import time
+from dataclasses import dataclass
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
 _SECONDS_BETWEEN_UPDATES = 2.0
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressArtifacts:
@@ -44,7 +46,37 @@ class ProgressArtifacts:
             return due
 
 
-def log_tenths(stage: str, done: int, total: int) -> None:
-    """Log each tenth of a stage; reports like `masklet.run.Progress`."""
-    if 10 * done // total > 10 * (done - 1) // total:
-        get_run_logger().info("%s: %d of %d frames", stage, done, total)
+@dataclass
+class _Begun:
+    """When a stage was first heard of and how far it was then, and when a line was last logged."""
+
+    at: float
+    done: int
+    logged: float
+
+
+class ProgressLog:
+    """Logs how far a stage is, at what pace and for how long yet, each tenth of it.
+
+    Reports like `masklet.run.Progress`. Lines are at least ten seconds apart, so that what is over
+    soon goes without any.
+    """
+
+    def __init__(self) -> None:
+        self._stages: dict[str, _Begun] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        with self._lock:
+            begun = self._stages.setdefault(stage, _Begun(now, done, now))
+            is_tenth = 10 * done // total > 10 * (done - 1) // total
+            if not is_tenth or now - begun.logged < _SECONDS_BETWEEN_LINES:
+                return
+            begun.logged = now
+        pace = (done - begun.done) / (now - begun.at)
+        left = round((total - done) / pace) if pace else 0
+        words = f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left" if left else ""
+        get_run_logger().info(
+            "%s: %d of %d frames, %.1f per second%s", stage, done, total, pace, words
+        )

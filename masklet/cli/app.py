@@ -9,6 +9,7 @@ import typer
 from masklet.cli import models, prompts
 from masklet.cli.evaluation import evaluate
 from masklet.cli.job_options import takes_job
+from masklet.cli.label import label
 from masklet.cli.progress import progress_bars
 from masklet.cli.tables import print_plan, print_status
 from masklet.job import SegmentJob, job_schema
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.add_typer(models.app, name="models")
 app.add_typer(prompts.app, name="prompts")
 app.command("eval")(evaluate)
+app.command("label")(label)
 
 
 _VERIFY = typer.Option(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from masklet.dataset import load_overrides
 from masklet.errors import UserError
 from masklet.job import SegmentJob, load_job_fields, make_job
 
@@ -41,6 +42,41 @@ def takes_job(function: Callable[..., None]) -> Command:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # a function takes it
     command.__doc__, command.__name__ = function.__doc__, function.__name__
     return command
+
+
+def takes_overrides(function: Callable[..., None]) -> Command:
+    """Give a command `--config` and an option for every field of a job that holds for many videos.
+
+    The decorated function gets what was given, by name and not checked, as its first argument; its
+    other parameters stay as they are.
+    """
+    own = {"file", "prompts", "mask_prompts"}
+    fields = {name: field for name, field in SegmentJob.model_fields.items() if name not in own}
+
+    def command(config: Path | None, **options: Any) -> None:
+        given = {name: options.pop(name) for name in fields}
+        function(_fields_of(config, given), **options)
+
+    parameters = [
+        *list(inspect.signature(function).parameters.values())[1:],
+        _parameter("config", Path | None, typer.Option(help=_CONFIG_HELP)),
+        *(_option(name, field) for name, field in fields.items()),
+    ]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # a function takes it
+        [parameter.replace(kind=keyword) for parameter in parameters]
+    )
+    command.__doc__, command.__name__ = function.__doc__, function.__name__
+    return command
+
+
+def _fields_of(config: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    fields = load_overrides(config) if config else {}
+    return fields | {
+        name: str(Path(value).absolute()) if name in _PATH_FIELDS else value
+        for name, value in given.items()
+        if value is not None
+    }
 
 
 def _job_of(file: str | None, config: Path | None, given: dict[str, Any]) -> SegmentJob:

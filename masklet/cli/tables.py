@@ -1,7 +1,7 @@
 """Tables on standard output: plans of dry runs, the status of a run directory, scores."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from masklet.pipeline import Planned
     from masklet.scores import Scores
     from masklet.status import Artifact, Status
+
+_MOST_LINES = 20
 
 
 def print_plan(planned: Sequence["Planned"]) -> None:
@@ -48,6 +50,24 @@ def print_scores(scores: "Scores") -> None:
     )
 
 
+def print_labelled(summary: Mapping[str, Any], out: str) -> None:
+    """How labelling a dataset has ended: the counts, what failed and why, what to look at."""
+    counts = [f"{summary[name]} {name}" for name in ("done", "reused", "failed", "pending")]
+    pace = summary["frames_per_second"]
+    speed = "" if pace is None else f", {pace:.1f} frames per second"
+    typer.echo(
+        f"{summary['items']} items: {', '.join(c for c in counts if not c.startswith('0 '))}; "
+        f"{summary['frames']} frames{speed}, price ${summary['price']:.4f}"
+    )
+    for item_id, line in list(summary["look_at"].items())[:_MOST_LINES]:
+        typer.echo(printable(f"look at {item_id}: {line}"))
+    for failure in summary["failures"][:_MOST_LINES]:
+        first, more = failure["items"][0], failure["count"] - 1
+        items = f"{first} and {more} more" if more else first
+        typer.echo(printable(f"failed: {items}: {failure['error']}"))
+    typer.echo(f"{out}/dataset.parquet has a row for each item")
+
+
 def _line(one: "Artifact") -> tuple[str, ...]:
     row = one.row
     if row is None:
@@ -58,12 +78,13 @@ def _line(one: "Artifact") -> tuple[str, ...]:
 
 def _print_columns(lines: Sequence[Sequence[str]]) -> None:
     """Left-aligned columns, never cut: names and reasons are there to be read, or searched."""
-    shown = [[_printable(text) for text in line] for line in lines]
+    shown = [[printable(text) for text in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for line in shown:
         cells = (text.ljust(width) for text, width in zip(line, widths, strict=True))
         typer.echo("  ".join(cells).rstrip())
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Names of files and fields may hold control characters, which would steer a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,0 +1,278 @@
+"""Labelling a dataset: what fails alone, what is made once, and what killed processes leave."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
+
+from masklet import label, lock, pipeline, storage
+from masklet.dataset import Dataset, Item, read_dataset
+from masklet.errors import UserError
+from masklet.estimate import estimate
+from masklet.item_table import SCHEMA, ItemRow, read_rows
+from masklet.label import label_dataset
+from masklet.shards import forget_shards, plan_shards, run_shard, shard_rows, take_over
+
+CLICK = {"frame_index": 0, "object_id": 1, "points": [[40, 45]], "labels": [1]}
+NANO = {"model_type": "nano", "end_frame": 1}
+
+
+@pytest.fixture
+def folder(clip: Path, tmp_path: Path) -> Path:
+    """Two videos and between them a file that is none, each with a click beside it."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("a", "c"):
+        shutil.copy(clip, data / f"{name}.mp4")
+    (data / "b.mp4").write_bytes(b"no video")
+    for name in ("a", "b", "c"):
+        (data / f"{name}.json").write_text(json.dumps([CLICK]))
+    return data
+
+
+@pytest.fixture
+def dataset(folder: Path) -> Dataset:
+    return read_dataset(folder, NANO)
+
+
+def statuses(out: Path) -> dict[str, str]:
+    return {row.item_id: row.status for row in read_rows(str(out / "dataset.parquet"))}
+
+
+def test_a_bad_item_fails_alone_and_a_rerun_does_what_is_missing(
+    dataset: Dataset, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+    original = pipeline.load_model
+    monkeypatch.setattr(pipeline, "load_model", lambda *given: loaded.append(1) or original(*given))
+    out, said = tmp_path / "out", list[ItemRow]()
+    summary = label_dataset(dataset, str(out), report=said.append)
+    assert [row.item_id for row in said] == ["a", "b", "c"]
+    assert len(loaded) == 1
+    counts = ("items", "done", "reused", "failed", "pending", "is_complete", "frames", "price")
+    assert [summary[name] for name in counts] == [3, 2, 0, 1, 0, False, 4, 0.02]
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert summary["failures"][0]["items"] == ["b"]
+    assert pq.read_schema(out / "dataset.parquet").equals(SCHEMA)
+    first = {row.item_id: row for row in read_rows(str(out / "dataset.parquet"))}
+    assert (first["a"].status, first["a"].reason, first["a"].frames) == ("done", "new", 2)
+    assert first["b"].error == "b.mp4 is not a video in a format that masklet reads, such as mp4"
+    assert not (out / "b").exists()
+
+    shutil.copy(folder / "a.mp4", folder / "b.mp4")
+    (out / "c" / "masks.zip").unlink()
+    again = label_dataset(dataset, str(out))
+    assert statuses(out) == {"a": "reused", "b": "done", "c": "done"}
+    assert again["is_complete"]
+    rows = {row.item_id: row for row in read_rows(str(out / "dataset.parquet"))}
+    assert rows["c"].reason == "output missing"
+    assert rows["c"].model_seconds == 0.0
+
+
+def test_the_table_is_right_after_every_item(dataset: Dataset, tmp_path: Path) -> None:
+    out, seen = tmp_path / "out", list[dict[str, str]]()
+    label_dataset(dataset, str(out), report=lambda row: seen.append(statuses(out)))
+    pending = dict.fromkeys("abc", "pending")
+    # written after an item unless that would take long
+    assert seen[-1].keys() == pending.keys()
+    for before, after in zip([pending, *seen], seen, strict=False):
+        assert all(after[one] == before[one] or before[one] == "pending" for one in after)
+    with pytest.raises(RuntimeError, match="stop"):
+        label_dataset(dataset, str(tmp_path / "other"), report=_stop)
+    assert set(statuses(tmp_path / "other").values()) <= {"pending", "done"}
+
+
+def _stop(row: ItemRow) -> None:
+    raise RuntimeError("stop")
+
+
+def test_processes_do_what_one_does(dataset: Dataset, tmp_path: Path) -> None:
+    label_dataset(dataset, str(tmp_path / "one"))
+    summary = label_dataset(dataset, str(tmp_path / "two"), processes=2)
+    assert (summary["done"], summary["failed"]) == (2, 1)
+    assert statuses(tmp_path / "one") == statuses(tmp_path / "two")
+    for name in ("a", "c"):
+        whole = [tmp_path / out / name / "masks.zip" for out in ("one", "two")]
+        assert whole[0].read_bytes() == whole[1].read_bytes()
+
+
+def test_an_item_whose_process_dies_fails_alone(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label, "_run_in_pool", die_at_b)
+    out = tmp_path / "out"
+    summary = label_dataset(dataset, str(out), processes=2)
+    assert statuses(out) == {"a": "done", "b": "failed", "c": "done"}
+    assert summary["failures"][0]["error"].startswith("its process died")
+
+
+def die_at_b(item: Item, *given: Any) -> ItemRow:
+    """Stands in for a process that is killed for want of memory."""
+    if item.item_id == "b":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return RUN_IN_POOL(item, *given)
+
+
+RUN_IN_POOL = label._run_in_pool
+
+
+def test_a_killed_run_loses_nothing(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [str(folder), "--out", str(out), "--model-type", "nano", "--end-frame", "1"]
+    whole = [sys.executable, "-c", "from masklet.cli import main; main()", "label", *command]
+    with subprocess.Popen([*whole, "--processes", "2"], stderr=subprocess.DEVNULL) as process:
+        for _ in range(1000):
+            if (out / "a" / "manifest.parquet").exists():
+                break
+            time.sleep(0.1)
+        process.kill()
+    children_are_gone(out)
+    ended = subprocess.run(whole, check=False, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1  # b is no video
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout.count("failed: b: b.mp4 is not a video") == 1
+    rows = {row.item_id: row for row in read_rows(str(out / "dataset.parquet"))}
+    assert rows["b"].status == "failed"
+    assert {rows["a"].status, rows["c"].status} <= {"done", "reused"}
+    for one in ("a", "c"):
+        made = pq.read_table(out / one / "manifest.parquet")["reason"].to_pylist()
+        assert set(made) == {"new"}
+
+
+def children_are_gone(out: Path) -> None:
+    """Wait until no process holds one of the items."""
+    for _ in range(300):
+        if not any(lock.holder(folder) for folder in out.iterdir() if folder.is_dir()):
+            return
+        time.sleep(0.1)
+    raise AssertionError("a process of the pool has outlived its parent")
+
+
+def test_two_runs_do_not_label_into_one_directory(dataset: Dataset, tmp_path: Path) -> None:
+    with (
+        lock.held(tmp_path / "out"),
+        pytest.raises(UserError, match="another run is at work there"),
+    ):
+        label_dataset(dataset, str(tmp_path / "out"))
+
+
+def test_a_damaged_table_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "dataset.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="remove it to start afresh"):
+        label_dataset(dataset, str(tmp_path))
+
+
+def test_invalid_items_are_failed_rows_of_those_who_skip_them(clip: Path, tmp_path: Path) -> None:
+    items = [{"item_id": "a/b", "file": "no.mp4"}, {"item_id": "good", "file": str(clip)}]
+    defaults = {**NANO, "prompts": [CLICK]}
+    (tmp_path / "set.json").write_text(json.dumps({"defaults": defaults, "items": items}))
+    out = tmp_path / "out"
+    label_dataset(read_dataset(tmp_path / "set.json"), str(out))
+    assert statuses(out) == {"item 1 (a/b)": "failed", "good": "done"}
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["good"]
+
+
+def test_an_estimate_adds_up_and_lists_what_would_fail(dataset: Dataset) -> None:
+    found = estimate(dataset.items)
+    assert (found.items, found.frames, found.objects, found.price) == (2, 4, 2, 0.02)
+    assert found.seconds is not None
+    assert found.seconds > 0
+    assert found.problems == ["b: b.mp4 is not a video in a format that masklet reads, such as mp4"]
+
+
+def test_an_object_that_is_hardly_seen_is_worth_a_look(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "set.json").write_text(
+        json.dumps([{"item_id": "a", "file": str(clip), "prompts": [CLICK], **NANO}])
+    )
+    dataset = read_dataset(tmp_path / "set.json")
+    assert label_dataset(dataset, str(tmp_path / "out"))["look_at"] == {}
+    monkeypatch.setattr(label, "_RARELY", 1.0)
+    summary = label_dataset(dataset, str(tmp_path / "out"))
+    assert summary["look_at"] == {"a": "object 1 is on 2 frames of 2"}
+
+
+def test_attempts_at_a_shard_do_what_is_left(dataset: Dataset, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    [shard] = plan_shards(dataset.items, out, "run", 100)
+    assert plan_shards(dataset.items, out, "run", 100) == [shard]
+    first = run_shard(shard.place, out, "run")
+    assert next(first).status == "done"
+    first.close()  # killed after an item
+    assert shard_rows(shard.place, "run").keys() == {"a"}
+    second = list(run_shard(shard.place, out, "run", 1))
+    assert [row.status for row in second] == ["done", "failed", "done"]
+    assert second[0] == shard_rows(shard.place, "run")["a"]
+
+    # a parent that was killed before it took over these rows
+    table = label.open_table(dataset, out, "next")
+    take_over(table, out, "next")
+    assert [row.status for row in table.rows()] == ["done", "failed", "done"]
+    assert table.missing(dataset.items) == list(dataset.items)
+    forget_shards(out)
+    with pytest.raises(UserError, match="there is no such shard"):
+        next(run_shard(shard.place, out, "run"))
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[None]:
+    """A server that speaks S3, known by the environment."""
+    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    S3FileSystem.clear_instance_cache()  # those of another server's tests
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            environment.setenv(name, "masklet")
+        yield
+    S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture
+def bucket(store: None) -> str:
+    """A folder in a bucket of its own."""
+    name = f"masklet-{uuid.uuid4().hex}"
+    S3FileSystem().mkdir(name)
+    return f"s3://{name}/out"
+
+
+def test_run_directories_in_a_store(dataset: Dataset, bucket: str, tmp_path: Path) -> None:
+    summary = label_dataset(dataset, bucket)
+    assert (summary["done"], summary["failed"]) == (2, 1)
+    label_dataset(dataset, str(tmp_path / "here"))
+    here = {
+        name: size
+        for name, size in storage.list_files(str(tmp_path / "here" / "a")).items()
+        if name not in (".lock", "manifest.parquet")
+    }
+    there = storage.list_files(f"{bucket}/a")
+    assert there.pop("manifest.parquet") > 0
+    assert there == here
+    assert storage.list_files(f"{bucket}/b") == {}
+
+    storage.remove(f"{bucket}/c")
+    again = label_dataset(dataset, bucket)
+    rows = {row.item_id: row.status for row in read_rows(f"{bucket}/dataset.parquet")}
+    assert rows == {"a": "reused", "b": "failed", "c": "done"}
+    assert (again["done"], again["reused"]) == (1, 1)
+
+
+def test_a_store_that_is_not_there_is_a_refusal(dataset: Dataset, bucket: str) -> None:
+    for place in ("s3://no-such-bucket/out", "nothing://out"):
+        with pytest.raises(UserError, match=place.split(":")[0]):
+            label_dataset(dataset, place)
