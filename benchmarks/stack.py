@@ -70,7 +70,8 @@ class Stack:
 
     def curl(self, path: str, body: Mapping[str, Any] | None = None, method: str = "") -> Any:
         """Call the REST API as the README does."""
-        command = ["curl", "-s", "-H", "Content-Type: application/json", f"{self.url}/api{path}"]
+        command = ["curl", "-s", "--retry", "5", "-H", "Content-Type: application/json"]
+        command += [f"{self.url}/api{path}"]
         if body is not None:
             command += ["-d", json.dumps(body)]
         if method:
