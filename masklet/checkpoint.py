@@ -54,7 +54,7 @@ class Kept:
 
 
 def save_checkpoint(path: Path, objects: Mapping[ObjectId, Kept]) -> None:
-    """Write a checkpoint atomically."""
+    """Write a checkpoint atomically. Raises UserError where it cannot be written."""
     tensors: dict[str, Tensor] = {}
     for number, kept in enumerate(objects.values()):
         tensors |= _bank_tensors(f"{number}/", kept.standing.bank)
@@ -68,7 +68,10 @@ def save_checkpoint(path: Path, objects: Mapping[ObjectId, Kept]) -> None:
     )
     metadata = {"version": _VERSION, "objects": about, "sha256": _digest(about, tensors)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # a full disk, too
+            raise OSError(str(error)) from error
 
 
 def load_checkpoint(path: Path) -> dict[ObjectId, Kept]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from masklet import propagate, tracking
 from masklet.atomic import TEMPORARY_FILES
+from masklet.checkpoint import Kept, Standing, save_checkpoint
 from masklet.cli.tables import print_status
 from masklet.errors import UserError
 from masklet.job import make_job
@@ -21,6 +24,8 @@ from masklet.manifest import Manifest
 from masklet.pipeline import dry_run, run_job
 from masklet.run import CHECKPOINT
 from masklet.status import read_status
+from masklet.store import MaskletRow
+from masklet.tracker import MemoryBank
 
 CHECKPOINT_AT = Path(".tracking", CHECKPOINT)
 
@@ -291,3 +296,16 @@ def test_checkpoints_come_by_time(
     run_job(make_job({**fields, "direction": "forward"}), tmp_path / "out", progress=progress)
     # the first call is for none; then 10 s a step
     assert kept == [2, 10, 17]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    rows = [MaskletRow(0, 1.0, np.zeros((64, 64), np.float32))]
+    path = tmp_path / CHECKPOINT
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"checkpoint\.safetensors: cannot be written"):
+            save_checkpoint(path, {1: Kept("key", Standing(1, MemoryBank({}), rows))})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
