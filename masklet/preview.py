@@ -43,7 +43,8 @@ def write_preview(
     marked = plan.objects[:1] if plan.is_image else plan.objects
     for frame_index, frame, masks in segment_prompted(plan, network):
         masked = overlay(frame, masks, colours)
-        drawn = draw_prompts(masked, prompts_on(marked, frame_index), colours)
+        named = [one for one, mask in masks.items() if mask.any()]
+        drawn = draw_prompts(masked, prompts_on(marked, frame_index), colours, named)
         with replacing(scratch / f"{frame_index}.png") as temporary:
             Image.fromarray(drawn).save(temporary, "PNG")
         advance(1)

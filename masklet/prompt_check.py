@@ -23,7 +23,8 @@ def draw_on_frames(plan: Plan, folder: Path) -> list[Path]:
         for frame_index, frame in frames:
             said = prompts_on(plan.objects, frame_index)
             masks = {one: on.mask for one, on in said.items() if on.mask is not None}
-            drawn = draw_prompts(overlay(frame, masks, colours), said, colours)
+            named = [one for one, mask in masks.items() if mask.any()]
+            drawn = draw_prompts(overlay(frame, masks, colours), said, colours, named)
             folder.mkdir(parents=True, exist_ok=True)
             paths.append(folder / f"{frame_index}.png")
             with replacing(paths[-1]) as temporary:

@@ -1,6 +1,6 @@
 """Prompts drawn over a frame: clicks, boxes, and the id of each object beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ def draw_prompts(
     picture: NDArray[np.uint8],
     prompts: Mapping[ObjectId, FramePrompts],
     colours: Mapping[ObjectId, Colour],
+    named: Container[ObjectId] = (),
 ) -> NDArray[np.uint8]:
     """Draw points, boxes and ids over a copy of a picture.
 
@@ -34,6 +35,7 @@ def draw_prompts(
         picture: (H, W, 3) uint8, RGB.
         prompts: of each object on this frame.
         colours: for each object its colour, from `overlay.colours_of`.
+        named: objects whose ids stand on the picture already.
 
     Returns (H, W, 3) uint8. Marks grow with the frame.
     """
@@ -48,7 +50,8 @@ def draw_prompts(
             _draw_points(canvas, clicks, colours[object_id], radius)
     drawn = np.array(image)
     for object_id, said in prompts.items():
-        if (place := _place_of_label(said, radius)) is not None:
+        place = None if object_id in named else _place_of_label(said, radius)
+        if place is not None:
             put_label(drawn, str(object_id), colours[object_id], *place)
     return drawn
 

@@ -509,7 +509,7 @@ def test_a_preview_of_an_image(fields: dict[str, Any], tmp_path: Path) -> None:
     plan = check_prompts(make_job(fields), probe(fields["file"]))
     colours = colours_of(plan.object_ids)
     masked = overlay(picture(0), {0: mask_in(tmp_path / "full", "masks.zip", "0_0.png")}, colours)
-    drawn = draw_prompts(masked, {0: plan.objects[0].prompts[0]}, colours)
+    drawn = draw_prompts(masked, {0: plan.objects[0].prompts[0]}, colours, named=[0])
     np.testing.assert_array_equal(np.asarray(Image.open(outputs.files["preview"])), drawn)
 
 

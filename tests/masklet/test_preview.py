@@ -47,7 +47,8 @@ def expected(fields: dict[str, Any], out: Path) -> dict[str, NDArray[np.uint8]]:
     for frame_index, frame in read_frames(source, plan.prompted):
         said = prompts_on(plan.objects, frame_index)
         masks = full_masks(out, frame_index, list(said))
-        drawn = draw_prompts(overlay(frame, masks, colours), said, colours)
+        named = [one for one, mask in masks.items() if mask.any()]
+        drawn = draw_prompts(overlay(frame, masks, colours), said, colours, named)
         pictures[f"{frame_index}.png"] = drawn
     return pictures
 
