@@ -156,7 +156,7 @@ def run_by_hand(page: Page, stack: Stack, folder: Path, out: Path) -> None:
     for version, prefix in (("v2", "/v2"), ("v1", "")):
         page.goto(f"{stack.url}{prefix}/runs/flow-run/{run}")
         expect(page.get_by_text("is on 20 of 20 frames").first).to_be_visible()
-        page.wait_for_timeout(3000)  # the graph moves into its place
+        page.wait_for_timeout(10_000)  # the graph is drawn, and moves into its place
         page.screenshot(path=out / f"run-{version}.png")
         page.get_by_role("tab", name="Artifacts").or_(
             page.get_by_text("Artifacts", exact=True)
@@ -188,16 +188,13 @@ def approved(page: Page, stack: Stack, folder: Path, out: Path) -> None:
     page.wait_for_timeout(2000)
     page.screenshot(path=out / "preview.png")
     page.goto(f"{stack.url}/v2/runs/flow-run/{run}")
-    page.get_by_role("button", name="Resume").first.click()
-    page.wait_for_timeout(1500)
-    page.screenshot(path=out / "resume.png")
+    page.get_by_role("button", name="Open menu").first.click()
+    page.get_by_role("menuitem", name="Resume", exact=True).click()
     dialog = page.get_by_role("dialog")
-    dialog.get_by_role("combobox").first.click()
+    dialog.get_by_role("button", name="Select").first.click()
     page.get_by_role("option", name="approve", exact=True).click()
-    page.screenshot(path=out / "resume-filled.png")
-    dialog.get_by_role("button", name="Resume").or_(
-        dialog.get_by_role("button", name="Submit")
-    ).last.click()
+    page.screenshot(path=out / "resume.png")
+    dialog.get_by_role("button", name="Resume", exact=True).click()
     state = stack.ended(run)
     check(state[0] == "COMPLETED", f"a completed run, not {state}")
     check((folder / "approved" / "masks.zip").exists(), "masks")
