@@ -8,7 +8,8 @@ is arranged for speed.
   channels of the pairs before all second ones, and real numbers do what upstream does with complex.
 - A key is a projection of memory plus embedding. The embedding's part depends on place and age
   alone, so it is projected and turned beforehand.
-- Attention weights add up to 1, so the bias of the values moves into the output projection.
+- Attention weights add up to 1, so the bias of the values moves into the output projection. On a
+  CPU so do the values' weights: what is mixed is memory itself, which has fewer channels.
 
 Activations between the matrix products are float32, whatever the precision of the weights.
 """
@@ -23,6 +24,8 @@ import torch.nn.functional as F
 from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.sam.transformer import RoPEAttention
 from torch import Tensor, nn
+
+_WEIGHTS_BYTES = 2**25
 
 
 class MemoryTokens(NamedTuple):
@@ -53,6 +56,8 @@ class _Projection:
 class _Attention:
     """One attention block; queries and keys come with their channel pairs reordered.
 
+    value: weights of the values; out: the projection of mixed values. out_of_memory: the same of
+    mixed memory.
     places: the turned keys of embeddings alone, (ages, h * w, channels) float32; empty in
     self-attention.
     """
@@ -61,6 +66,7 @@ class _Attention:
     key: _Projection
     value: Tensor
     out: _Projection
+    out_of_memory: _Projection
     places: Tensor
 
 
@@ -138,7 +144,7 @@ class Fusion:
         keys = torch.empty_like(projected)
         keys_by_map = keys[:, :spatial].view(by_map)
         for index in range(objects):
-            keys_by_map[index] = block.places[memory.ages[index]]
+            keys_by_map[index] = block.places.index_select(0, memory.ages[index])
         _add_turned(keys_by_map, projected[:, :spatial].view(by_map), self.cos, self.sin)
         keys[:, spatial:] = projected[:, spatial:] + block.key(memory.pointer_position)
         return _attend(block, queries, keys, memory.tokens)
@@ -147,14 +153,24 @@ class Fusion:
 def _attend(block: _Attention, queries: Tensor, keys: Tensor, memory: Tensor) -> Tensor:
     """Queries (B, n, c) and keys (B, m, c) float32, memory (B, m, mem_dim) -> (B, n, d_model)."""
     dtype = block.value.dtype
-    values = memory.to(dtype) @ block.value.T
-    queries, keys = queries.to(dtype), keys.to(dtype)
-    if dtype == torch.bfloat16 and keys.device.type == "cpu":
-        # torch's own attention is no faster there than in float32, its products are
-        scale = queries.shape[-1] ** -0.5
-        return block.out(((queries * scale) @ keys.transpose(1, 2)).softmax(-1) @ values)
+    queries, keys, memory = queries.to(dtype), keys.to(dtype), memory.to(dtype)
+    if keys.device.type == "cpu":
+        return block.out_of_memory(mix_by_products(queries, keys, memory))
+    values = memory @ block.value.T
     mixed = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])
     return block.out(mixed[:, 0])
+
+
+def mix_by_products(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention as two products: queries (B, n, c), keys (B, m, c), values (B, m, d) -> (B, n, d).
+
+    On a CPU torch's own attention wants values as wide as keys, and is slower in bfloat16. As many
+    queries are taken at a time as `_WEIGHTS_BYTES` allow.
+    """
+    queries, keys = queries * queries.shape[-1] ** -0.5, keys.transpose(1, 2)
+    rows = max(1, _WEIGHTS_BYTES // (len(keys) * keys.shape[2] * keys.element_size()))
+    parts = [(some @ keys).softmax(-1) @ values for some in torch.split(queries, rows, dim=1)]
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -173,13 +189,13 @@ def _add_turned(into: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 def _prepare(attention: RoPEAttention, places: Tensor, dtype: torch.dtype) -> _Attention:
     value, out = attention.v_proj, attention.out_proj
+    bias = out.bias.float() + out.weight.float() @ value.bias.float()
     return _Attention(
         query=_reordered(attention.q_proj, dtype),
         key=_reordered(attention.k_proj, dtype),
         value=value.weight.to(dtype),
-        out=_Projection(
-            out.weight.to(dtype), out.bias.float() + out.weight.float() @ value.bias.float()
-        ),
+        out=_Projection(out.weight.to(dtype), bias),
+        out_of_memory=_Projection((out.weight.float() @ value.weight.float()).to(dtype), bias),
         places=places,
     )
 

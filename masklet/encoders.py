@@ -14,12 +14,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from sam2.modeling.backbones.hieradet import Hiera
+from sam2.modeling.backbones.hieradet import Hiera, MultiScaleAttention, do_pool
 from sam2.modeling.backbones.image_encoder import FpnNeck
 from sam2.modeling.memory_encoder import CXBlock
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam2_utils import LayerNorm2d
 from torch import Tensor, nn
+
+from masklet.attention import mix_by_products
+
+_FEW_CHANNELS = 8
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ class ImageEncoder:
         laterals = [fine.then(decoder.conv_s0, dtype), middle.then(decoder.conv_s1, dtype)]
         if dtype != torch.float32:
             trunk = deepcopy(trunk).to(dtype)
+            if model.device.type == "cpu":
+                for block in trunk.blocks:
+                    block.attn = _AttentionByProducts(block.attn)
         return ImageEncoder(trunk, place, [*laterals, coarse, lowest])
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,7 +88,8 @@ class ImageEncoder:
             Maps (B, channels, h, w) float32 of strides 4, 8 and 16; the first two as the mask
             decoder takes them.
         """
-        x = self.trunk.patch_embed(images.to(self.place)) + self.place
+        # the embedding gives channels first
+        x = self.trunk.patch_embed(images.to(self.place)).contiguous() + self.place
         stages = []
         for index, block in enumerate(self.trunk.blocks):
             x = block(x)
@@ -93,6 +101,30 @@ class ImageEncoder:
         )
         coarse = coarse + F.interpolate(lowest, scale_factor=2.0, mode="nearest")
         return fine.contiguous(), middle.contiguous(), coarse
+
+
+class _AttentionByProducts(nn.Module):
+    """A block's attention, by `mix_by_products`."""
+
+    def __init__(self, attention: MultiScaleAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Windows (B, h, w, channels) to the same, or to half of h and w where queries are pooled.
+
+        Follows `sam2.modeling.backbones.hieradet.MultiScaleAttention`.
+        """
+        heads, windows = self.attention.num_heads, len(x)
+        queries, keys, values = self.attention.qkv(x).chunk(3, dim=-1)
+        queries = do_pool(queries, self.attention.q_pool)
+        by_head = (
+            part.reshape(windows, -1, heads, part.shape[-1] // heads).transpose(1, 2).flatten(0, 1)
+            for part in (queries, keys, values)
+        )
+        mixed = torch.unflatten(mix_by_products(*by_head), 0, (windows, heads)).transpose(1, 2)
+        projected: Tensor = self.attention.proj(mixed.reshape(queries.shape))
+        return projected
 
 
 @dataclass(frozen=True)
@@ -155,6 +187,10 @@ def _convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 def _norm(norm: LayerNorm2d, x: Tensor) -> Tensor:
     """The norm on maps with the channels last."""
+    if x.shape[-1] <= _FEW_CHANNELS:
+        # torch's goes pixel by pixel, upstream's goes channel by channel
+        first: Tensor = norm(x.permute(0, 3, 1, 2).contiguous())
+        return first.permute(0, 2, 3, 1).contiguous()
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
 

@@ -115,7 +115,8 @@ class Network:
     def encode(self, images: Iterable[Tensor]) -> list[FrameFeatures]:
         """Run the image encoder on preprocessed frames, each (3, image_size, image_size)."""
         encoder = self.compiled.image_encoder if self.compiled else self.image_encoder
-        maps = encoder(torch.stack(list(images)).to(self.model.device))
+        first, *more = (image[None].to(self.model.device) for image in images)
+        maps = encoder(torch.cat([first, *more]) if more else first)
         return [
             FrameFeatures(tuple(level[at : at + 1] for level in maps)) for at in range(len(maps[0]))
         ]

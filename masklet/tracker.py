@@ -105,6 +105,7 @@ class Sweep:
     retain: range = range(0)
 
 
+@torch.inference_mode()
 def preprocess(frame: NDArray[np.uint8], image_size: int) -> Tensor:
     """Stretch an RGB frame (H, W, 3) to (3, image_size, image_size) float32, normalized.
 
@@ -366,9 +367,9 @@ def _memory_tokens(model: SAM2Base, recalls: Sequence[_Recall], sweep: Sweep) ->
 
     The temporal embeddings count frames from the nearest one; prompted frames have the last.
     """
-    maps = torch.stack([torch.stack([m for m, _ in recall.spatial]) for recall in recalls]).float()
+    maps = torch.stack([torch.stack([m for m, _ in recall.spatial]) for recall in recalls])
     ages = torch.tensor([[distance - 1 for _, distance in recall.spatial] for recall in recalls])
-    tokens = maps.flatten(3).transpose(2, 3).flatten(1, 2)
+    tokens = maps.flatten(3).transpose(2, 3).flatten(1, 2).float()
     pointers, positions = _pointer_tokens(model, recalls, _pointer_cap(model, sweep))
     return MemoryTokens(
         torch.cat([tokens, pointers], dim=1),
