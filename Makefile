@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 # sam2 is used without its CUDA extension.
 export SAM2_BUILD_CUDA := 0
 
-.PHONY: demo test lint format kill server worker deploy deploy-check label-scale ui-check install clean
+.PHONY: demo test lint format kill server worker deploy deploy-check label-scale ui-check fuzz install clean
 
 demo: .venv/installed
 	$(BIN)/python -m demo --out out/demo
@@ -31,6 +31,10 @@ format: .venv/installed
 # Kills a run 50 times and compares what it made; takes some ten minutes.
 kill: .venv/installed
 	$(BIN)/python -m benchmarks.kill
+
+# Probes 10,000 damaged media files; takes some twenty minutes.
+fuzz: .venv/installed
+	$(BIN)/python -m benchmarks.fuzz_media
 
 # A local Prefect: `make server`, `make deploy` once, `make worker`; docs/prefect.md. Its data is in
 # .prefect/. A worker of another server: make worker PREFECT_API_URL=http://host:4200/api
@@ -61,7 +65,7 @@ ui-check: .venv/installed
 	$(PIP) playwright
 	$(BIN)/python -m benchmarks.ui_check $(if $(CHROMIUM),--browser $(CHROMIUM))
 
-# 200 clips on two workers, Postgres and S3, one worker killed; takes some half an hour.
+# 200 clips on two workers, Postgres and S3, one worker killed; takes some ten minutes.
 label-scale: .venv/installed
 	$(BIN)/python -m benchmarks.label_scale
 

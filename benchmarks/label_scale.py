@@ -1,12 +1,12 @@
 """Label a dataset with two workers and a store, kill one and restart the server, and count.
 
-    python -m benchmarks.label_scale [--clips 200] [--shard-size 50] [--timed 40]
+    python -m benchmarks.label_scale [--clips 200] [--shard-size 50] [--timed 100]
 
 A Prefect server on Postgres, two process workers and an S3-protocol server, each on a port of its
 own, all gone at the end. First some of the clips are timed: by the library alone, then by one and
 by two workers. Then all of them are labelled; a worker is killed with SIGKILL in the middle, and
 the server is restarted. Ends with exit code 1 and one line unless every item is done exactly once.
-Takes about half an hour on two cores; installs Debian's postgresql if there is none.
+Takes about ten minutes on two cores; installs Debian's postgresql if there is none.
 """
 
 import json
@@ -56,7 +56,7 @@ def main() -> None:
     parser = ArgumentParser(description="Label with two workers, kill one, and count.")
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--shard-size", type=int, default=50)
-    parser.add_argument("--timed", type=int, default=40, help="clips of the timed runs; 0: none")
+    parser.add_argument("--timed", type=int, default=100, help="clips of the timed runs; 0: none")
     options = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as temporary:
@@ -102,7 +102,7 @@ def compare(stack: Stack, dataset: Path, folder: Path, count: int, console: Cons
     console.print(f"library alone    {bare:7.1f} s, {bare / count:.2f} s an item")
     for workers in (1, 2):
         for number in range(workers):
-            start_worker(stack, f"timed-{workers}-{number}")
+            start_worker(stack, f"timed-{workers}-{number}", workers)
         out = f"s3://{_BUCKET}/timed-{workers}"
         begun = time.monotonic()
         parent = start_label(stack, dataset, out, (count + workers - 1) // workers)
@@ -123,7 +123,7 @@ def injure(
 ) -> None:
     """Kill a worker after a third of the items, restart the server after half, and count."""
     out = f"s3://{_BUCKET}/injured"
-    victim, _ = start_worker(stack, "first"), start_worker(stack, "second")
+    victim, _ = start_worker(stack, "first", 2), start_worker(stack, "second", 2)
     begun = time.monotonic()
     parent = start_label(stack, dataset, out, size)
 
@@ -137,7 +137,7 @@ def injure(
     number = wait_for("a third of the items", ended(count // 3), 7200)
     kill_tree(victim.pid, signal.SIGKILL)
     console.print(f"SIGKILL of a worker and its run after {number} items")
-    start_worker(stack, "third")
+    start_worker(stack, "third", 2)
     number = wait_for("half of the items", ended(count // 2), 7200)
     kill_tree(stack.processes[0].pid, signal.SIGKILL)
     stack.processes[0].wait()
@@ -194,9 +194,11 @@ def start_label(stack: Stack, dataset: Path, out: str, size: int) -> "subprocess
         return subprocess.Popen(command, env=stack.environment, stdout=log, stderr=log)
 
 
-def start_worker(stack: Stack, name: str) -> "subprocess.Popen[bytes]":
+def start_worker(stack: Stack, name: str, among: int) -> "subprocess.Popen[bytes]":
+    """A worker with its share of the cores, one of so many."""
     how = ["--pool", "masklet", "--type", "process", "--limit", "1", "--name", name]
-    return stack.start(name, "worker", "start", *how)
+    threads = max(1, (os.cpu_count() or 1) // among)
+    return stack.start(name, "worker", "start", *how, OMP_NUM_THREADS=str(threads))
 
 
 def stop(stack: Stack, count: int) -> None:

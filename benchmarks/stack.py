@@ -49,9 +49,12 @@ class Stack:
             raise SystemExit(f"prefect {' '.join(arguments)}:\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def start(self, name: str, *arguments: str) -> "subprocess.Popen[bytes]":
-        """Start a prefect command that stays, with its output in `<name>.log`."""
-        environment = self.environment
+    def start(self, name: str, *arguments: str, **settings: str) -> "subprocess.Popen[bytes]":
+        """Start a prefect command that stays, with its output in `<name>.log`.
+
+        settings: environment variables of its own.
+        """
+        environment = self.environment | settings
         if name == "server":
             # the user interface would look for the API there
             del environment["PREFECT_API_URL"]
