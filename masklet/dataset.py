@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from masklet.addresses import check_address, local_path, shown_address
 from masklet.errors import UserError
 from masklet.job import SegmentJob, load_document, load_job_fields, make_job, parse_json
 from masklet.models import find_model, require_checkpoint
@@ -122,7 +123,7 @@ def read_dataset(
         fields = {**defaults, **row.fields}
         item_id = fields.pop("item_id", None)
         file = str(fields.get("file", ""))
-        item_id = _slug(Path(file).stem) if item_id is None else str(item_id)
+        item_id = _slug(Path(shown_address(file)).stem) if item_id is None else str(item_id)
         place = row.place if item_id in ("", row.place) else f"{row.place} ({item_id[:130]})"
         try:
             _check_id(item_id, items)
@@ -317,15 +318,20 @@ def _check_id(item_id: str, taken: Mapping[str, Item]) -> None:
         raise UserError("the item_id is the name of a file that masklet writes there")
     # folded, as some file systems do
     if item_id.casefold() in taken:
-        other = taken[item_id.casefold()].job.file
+        other = shown_address(taken[item_id.casefold()].job.file)
         raise UserError(f"the item_id is there twice; the other one is of {other}")
 
 
 def _check_files(job: SegmentJob) -> None:
     if not job.prompts and job.mask_prompts is None:
         raise UserError("there are neither prompts nor mask_prompts")
-    for given in (job.file, job.mask_prompts):
-        if given is not None and "://" not in str(given):
+    source = local_path(job.file)
+    if source is None:
+        from masklet.settings import load_settings
+
+        check_address(job.file, load_settings())
+    for given in (source, job.mask_prompts):
+        if given is not None:
             if not Path(given).is_file():
                 raise UserError(f"{given}: there is no such file")
             if not os.access(given, os.R_OK):

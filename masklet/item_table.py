@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masklet import storage
+from masklet.addresses import shown_address
 from masklet.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,8 +89,9 @@ class ItemRow:
 def blank_row(item_id: str, file: str, out: str, run_id: str) -> ItemRow:
     """The row of an item that this process is about to run, or that nobody has run."""
     worker = f"process {os.getpid()} on {os.uname().nodename}" if run_id else ""
+    shown = shown_address(file)
     return ItemRow(
-        item_id, PENDING, "", "", "", file, out, "", 0, 0, 0, 0.0, 0, 0.0, 0.0, "", run_id, worker,
+        item_id, PENDING, "", "", "", shown, out, "", 0, 0, 0, 0.0, 0, 0.0, 0.0, "", run_id, worker,
         SCHEMA_VERSION,
     )  # fmt: skip
 

@@ -97,7 +97,10 @@ class SegmentJob(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    file: str = Field(min_length=1, description="Video or image to segment: a path.")
+    file: str = Field(
+        min_length=1,
+        description="Video or image to segment: a path, or an address such as https:// or s3://.",
+    )
     model_type: str = Field(
         "large",
         description="nano (bundled), tiny, small, base_plus or large, or a full name such as "
@@ -388,4 +391,6 @@ def _explain_parser(error: Exception) -> str:
         return "it is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8 text"
+    if "integer string conversion" in str(error):
+        return "it has a number of thousands of digits"
     return str(error)[:200] or type(error).__name__

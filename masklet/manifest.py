@@ -91,12 +91,16 @@ _NO_FILE = Stamp(0, 0, 0)
 
 
 class InputFile(NamedTuple):
-    """A file that a job reads, as it was found: `stamp` is from before it was read."""
+    """A file that a job reads, as it was found: `stamp` is from before it was read.
+
+    address: what it was fetched from, without secrets; '' for a file of this machine.
+    """
 
     name: str
     path: Path
     stamp: Stamp
     sha256: str
+    address: str = ""
 
 
 class Done(NamedTuple):
@@ -246,10 +250,12 @@ class Manifest:
     def remember(self, file: InputFile) -> None:
         """Note an input, for `identify` and for `masklet status`."""
         row, path = self.find(INPUT, file.name), str(file.path)
-        if row and (row.path, row.stamp, row.sha256) == (path, file.stamp, file.sha256):
+        about = {"address": file.address} if file.address else {}
+        now = (path, file.stamp, file.sha256, _canonical(about))
+        if row and (row.path, row.stamp, row.sha256, row.parameters) == now:
             return
         reason = Reason.INPUTS if row and row.sha256 != file.sha256 else Reason.NEW
-        work = Work(INPUT, 1, file.name, path, {}, {"content": file.sha256})
+        work = Work(INPUT, 1, file.name, path, about, {"content": file.sha256})
         self._put(self._new_row(work, reason, file.stamp, file.sha256))
 
     def record(self, done: Sequence[Done]) -> None:

@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from masklet.errors import UserError
 from masklet.job import OBJECT_ID_PATTERN, ObjectId
@@ -105,7 +105,9 @@ class MaskPrompts:
                 "{frame_index}_{object_id}.png or .npy, with an id of letters, digits, '_.-'"
             )
         if member.flag_bits & _ENCRYPTED:
-            raise UserError(f"{self._path}: {member.filename!r} is encrypted")
+            raise UserError(
+                f"{self._path}: {member.filename!r} is encrypted; zip it without a password"
+            )
         frame_index, object_id = int(match[1]), match[2]
         key = (frame_index, int(object_id) if object_id.isdigit() else object_id)
         if key in self._members:
@@ -142,6 +144,10 @@ def _read_png(content: bytes, shape: tuple[int, int], name: str) -> NDArray[np.b
                 return np.asarray(colours[..., :3].any(axis=2) & (colours[..., 3] > 0))
     except UserError:
         raise
+    except UnidentifiedImageError:
+        raise UserError(f"{name} is not a readable PNG") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{name} has more pixels than any video") from None
     except Exception as error:
         # Pillow raises whatever its decoder met: OSError, SyntaxError, struct.error, …
         raise UserError(f"{name} is not a readable PNG: {_explain(error)}") from None

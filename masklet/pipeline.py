@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from masklet import works
+from masklet.addresses import local_path, shown_address
 from masklet.atomic import replacing
 from masklet.errors import UserError
 from masklet.exports import EXPORTS
+from masklet.fetch import fetch
 from masklet.frame_table import FILE_NAME as FRAMES
 from masklet.frame_table import read_frame_table, write_frame_table
 from masklet.job import SegmentJob
@@ -73,19 +75,27 @@ class Outputs:
 def ingest(job: SegmentJob, known: Manifest | None = None) -> Source:
     """Read what there is to know of the source: its hash, its size and the times of its frames.
 
-    What the run directory knows of it is not found out again.
+    What lies elsewhere is fetched. What the run directory knows of it is not found out again.
     """
+    job = with_local_source(job)
     return (known and known_source(job, known)) or probe(job.file)
+
+
+def with_local_source(job: SegmentJob) -> SegmentJob:
+    """The job with its source on this machine; an address is fetched into the cache."""
+    return job.model_copy(update={"file": str(fetch(job.file))})
 
 
 def known_source(job: SegmentJob, known: Manifest) -> Source | None:
     """The source if the run directory knows its content; an untouched file is not even read."""
-    path = Path(job.file)
-    row = known.find("ingest", FRAMES) if path.is_file() else None
+    path = local_path(job.file)
+    if path is None or not path.is_file():
+        return None
+    row = known.find("ingest", FRAMES)
     if row and row.code_version == works.CODE_VERSIONS["ingest"] and known.harm(row) is None:
         sha256 = known.identify("source", path).sha256
         if json.loads(row.inputs)["source"] == sha256:
-            return read_frame_table(known.root / FRAMES, path.absolute(), sha256)
+            return read_frame_table(known.root / FRAMES, path, sha256)
     return None
 
 
@@ -162,6 +172,7 @@ def finish(run: Run, plan: Plan) -> Outputs:
     files |= {"manifest": "manifest.parquet"}
     masklet_bytes = sum(row.bytes for row in run.manifest.rows("propagate"))
     summary = {
+        **_fetched_from(run),
         "source_sha256": plan.source.sha256,
         "model": spec.name,
         "width": plan.source.width,
@@ -315,14 +326,17 @@ def _prepare(
     forced = works.check_force(force, job)
     known = open_manifest(out, verify=verify)
     weights = find_weights(job, known)
-    path = Path(job.file)
-    stamp = Stamp.of(path) if path.is_file() else None  # before the file is read
+    path = local_path(job.file)
+    stamp = Stamp.of(path) if path and path.is_file() else None  # before the file is read
     source = steps.ingest(job, None if works.is_forced(forced, "ingest") else known)
     plan = steps.check_prompts(job, source)
-    _keep_inputs(job, weights, out)
+    _keep_inputs(source.path, job, weights, out)
     inputs = [weights.file]
+    address = "" if path else shown_address(job.file)
+    if address:
+        stamp = Stamp.of(source.path)  # nobody writes to what was fetched
     if stamp is not None:
-        inputs.append(InputFile("source", source.path, stamp, source.sha256))
+        inputs.append(InputFile("source", source.path, stamp, source.sha256, address))
     if job.mask_prompts is not None:
         inputs.append(known.identify("mask_prompts", job.mask_prompts))
     hashes = {
@@ -355,11 +369,11 @@ def find_weights(job: SegmentJob, known: Manifest) -> Weights:
     return Weights(spec, known.identify("checkpoint", checkpoint), config_sha256(spec))
 
 
-def _keep_inputs(job: SegmentJob, weights: Weights, out: Path) -> None:
+def _keep_inputs(source: Path, job: SegmentJob, weights: Weights, out: Path) -> None:
     """Refuse a job that would write over what it reads."""
     own = ["outputs.json", "price.json", "manifest.parquet", "masklets", works.PREVIEW, FRAMES]
     written = {(out / name).resolve() for name in [*own, *(e.file for e in EXPORTS.values())]}
-    for given in (job.file, job.mask_prompts, weights.file.path):
+    for given in (source, job.mask_prompts, weights.file.path):
         if given is None:
             continue
         path = Path(given).resolve()
@@ -451,6 +465,12 @@ def _forget_other_objects(run: Run) -> None:
 def _other_objects(asked: Asked, manifest: Manifest) -> list[Row]:
     kept = {str(object_id) for object_id in asked.objects}
     return [row for row in manifest.rows("propagate") if row.artifact not in kept]
+
+
+def _fetched_from(run: Run) -> dict[str, str]:
+    """The address of a source that was fetched; nothing for a file of this machine."""
+    address = next((file.address for file in run.order.inputs if file.address), "")
+    return {"source": address} if address else {}
 
 
 def _scores(masklets: Path, plan: Plan) -> list[float]:

@@ -53,6 +53,7 @@ def refusable(stage: Callable[Parameters, Value]) -> Callable[Parameters, Value]
 @task(cache_policy=NO_CACHE, persist_result=False)
 @refusable
 def ingest(job: SegmentJob, known: Manifest | None) -> State[Source]:
+    job = pipeline.with_local_source(job)
     reused = known and pipeline.known_source(job, known)
     source = reused or pipeline.ingest(job)
     get_run_logger().info(

@@ -108,6 +108,17 @@ def price(job: SegmentJob) -> None:
 
 
 @app.command()
+def settings() -> None:
+    """Print what the operator of this machine has set: environment variables, one a line."""
+    from masklet.settings import PREFIX, Settings, as_text, load_settings
+
+    found = load_settings()
+    for name, field in Settings.model_fields.items():
+        typer.echo(f"# {field.description}")
+        typer.echo(f"{PREFIX}{name.upper()}={as_text(getattr(found, name))}")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a job file, for editors and other programs."""
     typer.echo(json.dumps(job_schema(), indent=2))

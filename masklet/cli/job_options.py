@@ -34,7 +34,7 @@ def takes_job(function: Callable[..., None]) -> Command:
         for parameter in list(inspect.signature(function).parameters.values())[1:]
     ]
     parameters = [
-        _parameter("file", str | None, typer.Argument(help="Video to segment.")),
+        _parameter("file", str | None, typer.Argument(help="Video to segment: path or address.")),
         *own,
         _parameter("config", Path | None, typer.Option(help=_CONFIG_HELP)),
         *(_option(name, field) for name, field in fields.items()),

@@ -30,12 +30,12 @@ def check(
 
     No model is needed.
     """
-    from masklet.media import probe
+    from masklet.pipeline import ingest
     from masklet.plan import plan_job
     from masklet.prompt_check import draw_on_frames
 
     field = "mask_prompts" if file.is_file() and zipfile.is_zipfile(file) else "prompts"
     job = make_job({"file": video, field: file, "preview": True})
-    plan = plan_job(job, probe(video))
+    plan = plan_job(job, ingest(job))
     for path in draw_on_frames(plan, out):
         typer.echo(path)

@@ -8,17 +8,16 @@ is decoded once.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import ffmpeg
 
+from masklet.addresses import local_path, shown_address
 from masklet.errors import UserError
 from masklet.media.image import probe_image
 from masklet.media.process import (
@@ -111,16 +110,10 @@ def probe(file: str | Path) -> Source:
 
 
 def _local_path(file: str | Path) -> Path:
-    text = os.fspath(file)
-    if isinstance(file, str) and (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text)):
-        if scheme[0].lower() != "file://":
-            raise UserError(
-                f"{scheme[0]} addresses are not supported yet: download the video and give its path"
-            )
-        text = unquote(urlsplit(text).path)
-    if not text or "\0" in text:
-        raise UserError("file is empty or holds a NUL character: give the path of a video")
-    return Path(text).absolute()
+    path = local_path(file)
+    if path is None:
+        raise UserError(f"{shown_address(file)}: has to be fetched first, with masklet.fetch")
+    return path
 
 
 def _is_image(path: Path) -> bool:

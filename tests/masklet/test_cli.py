@@ -160,7 +160,7 @@ def test_a_job_that_is_wrong(
         ("a\0b", "NUL"),
         (".", "is a folder"),
         ("", "file"),
-        ("https://example.org/a.mp4", "https:// addresses are not supported yet"),
+        ("ftp://example.org/a.mp4", "ftp:// addresses are not fetched from here"),
         ("prompts.json", "prompts.json"),
     ],
 )

@@ -304,8 +304,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         r"none\.mp4 cannot be read \(No such file or directory\): check the path",
     )
     refused(tmp_path, "is a folder")
-    refused("http://example.org/a.mp4", "http:// addresses are not supported yet")
-    refused("s3://bucket/key", "s3:// addresses are not supported yet")
+    refused("http://example.org/a.mp4", "has to be fetched first")
+    refused("s3://bucket/key", "has to be fetched first")
     refused("", "give the path")
     os.mkfifo(tmp_path / "fifo")
     refused(tmp_path / "fifo", "not a regular file")
