@@ -6,12 +6,13 @@ and `timestep` (seconds from the first frame). A source that is known is not pro
 
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masklet.atomic import replacing
-from masklet.media import ImageSource, Source
+from masklet.media import ImageSource, Source, Transfer
 
 FILE_NAME = "frames.parquet"
 
@@ -24,6 +25,9 @@ def write_frame_table(source: Source, path: Path) -> int:
         "time_base": source.time_base,
         "frame_rate": source.frame_rate,
         "seekable": int(source.seekable),
+        "pixel_aspect": source.pixel_aspect,
+        "transfer": source.transfer,
+        "damage": source.damage,
         "is_image": int(isinstance(source, ImageSource)),
     }
     frames = range(source.num_frames)
@@ -56,4 +60,7 @@ def read_frame_table(path: Path, file: Path, sha256: str) -> Source:
         pts=tuple(table["pts"].to_pylist()),
         frame_rate=Fraction(about["frame_rate"]),
         seekable=about["seekable"] == "1",
+        pixel_aspect=Fraction(about["pixel_aspect"]),
+        transfer=cast(Transfer, about["transfer"]),
+        damage=about["damage"],
     )

@@ -176,6 +176,10 @@ class SegmentJob(BaseModel):
         description="Segment the prompted frames only and make pictures of them, nothing else; "
         "takes seconds.",
     )
+    strict: bool = Field(
+        False,
+        description="Refuse a damaged source, instead of taking the frames that can be decoded.",
+    )
     multimask_output: bool = Field(
         False,
         description="Images only: three masks instead of one, the best first, with quality scores.",

@@ -123,7 +123,8 @@ class Row:
     mtime_ns, inode: when the file was last written and which one it is; where both are as recorded
     it need not be hashed again.
     rows: frames of a masklet, pictures of a zip, boxes, frames of a video.
-    status: `done`, `failed` or `removed`; error: one line, if the last try failed.
+    status: `done`, `failed` or `removed`; error: one line, if the last try failed; of the frame
+    table, what is damaged in the source.
     reason: why it was made the last time, a `Reason`.
     seconds: how long that took, shared among artifacts made together.
     finished: when, ISO 8601 in UTC. run_id: which run of the process did it.
@@ -286,6 +287,13 @@ class Manifest:
         else:
             failed = self._new_row(work, reason, seconds=seconds, status="failed", error=error)
             self._put(failed)
+
+    def remark(self, work: Work, text: str) -> None:
+        """Note something about an artifact that is done, as `error` of its row."""
+        with self._writing:
+            row = self._rows[work.stage, work.artifact]
+            self._rows[work.stage, work.artifact] = replace(row, error=text)
+            self._write()
 
     def mark_removed(self, stage: str) -> None:
         """Note that the artifacts of a stage are removed on purpose; their hashes are kept."""

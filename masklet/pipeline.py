@@ -24,7 +24,7 @@ from masklet.frame_table import FILE_NAME as FRAMES
 from masklet.frame_table import read_frame_table, write_frame_table
 from masklet.job import SegmentJob
 from masklet.manifest import INPUT, InputFile, Manifest, Reason, Row, Stamp, Work
-from masklet.media import Source, probe
+from masklet.media import Source, display_name, probe
 from masklet.models import config_sha256, find_model, load_model, require_checkpoint
 from masklet.plan import Plan, plan_job
 from masklet.price import price_of
@@ -174,6 +174,7 @@ def finish(run: Run, plan: Plan) -> Outputs:
     summary = {
         **_fetched_from(run),
         "source_sha256": plan.source.sha256,
+        **({"damage": plan.source.damage} if plan.source.damage else {}),
         "model": spec.name,
         "width": plan.source.width,
         "height": plan.source.height,
@@ -329,6 +330,8 @@ def _prepare(
     path = local_path(job.file)
     stamp = Stamp.of(path) if path and path.is_file() else None  # before the file is read
     source = steps.ingest(job, None if works.is_forced(forced, "ingest") else known)
+    if source.damage:
+        _say_what_is_damaged(source, job)
     plan = steps.check_prompts(job, source)
     _keep_inputs(source.path, job, weights, out)
     inputs = [weights.file]
@@ -404,9 +407,23 @@ def _note_order(run: Run, plan: Plan) -> None:
     if reason := run.reason_to_run(table):
         with run.recording({table: reason}) as rows:
             rows[table] = write_frame_table(plan.source, run.root / table.path)
+        if plan.source.damage:
+            run.manifest.remark(table, f"the source is damaged: {plan.source.damage}")
     if reason := run.reason_to_run(checked):
         with run.recording({checked: reason}) as rows:
             rows[checked] = len(plan.objects)
+
+
+def _say_what_is_damaged(source: Source, job: SegmentJob) -> None:
+    name, left = display_name(source.path), f"{source.num_frames} frames can be decoded"
+    if job.strict:
+        raise UserError(
+            f"{name} is damaged (ffmpeg: {source.damage}); {left}: copy it again, or leave out "
+            "strict to take those"
+        )
+    _LOGGER.warning(
+        "%s is damaged (ffmpeg: %s); %s, and those are taken", name, source.damage, left
+    )
 
 
 def _say_what_retention_costs(run: Run, outdated: Mapping[Work, Reason]) -> None:

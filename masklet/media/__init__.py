@@ -5,11 +5,15 @@ from masklet.media.encode import write_video
 from masklet.media.image import ImageSource
 from masklet.media.pictures import PictureSource, probe_pictures
 from masklet.media.probe import Source, probe
+from masklet.media.process import display_name
+from masklet.media.source import Transfer
 
 __all__ = [
     "ImageSource",
     "PictureSource",
     "Source",
+    "Transfer",
+    "display_name",
     "probe",
     "probe_pictures",
     "read_frames",

@@ -24,6 +24,13 @@ FAR_FRAMES = 250
 """Over a gap so long a new process with a seek is cheaper than decoding on."""
 
 _RUNS = 1000  # bounds the length of a command line
+# High dynamic range is mapped to what the model and screens know. Reference white, 203 cd/m² by
+# BT.2408, becomes white; what is brighter is compressed. Files often leave out what else BT.2100
+# prescribes, so it is said.
+_TO_SDR = (
+    "setparams=color_primaries=bt2020:colorspace=bt2020nc,zscale=t=linear:npl=203,"
+    "format=gbrpf32le,zscale=p=bt709,tonemap=mobius,zscale=t=bt709,format=gbrp,"
+)
 # With these two every CPU gives the same bytes; ffmpeg's default takes a faster path on some.
 _EXACT = "bitexact+accurate_rnd"
 
@@ -109,7 +116,8 @@ def _seeks(source: Source, frame_index: int) -> Iterator[float | None]:
 def _decode(source: Source, indices: Sequence[int], seek: float | None) -> Frames:
     """The wanted frames in one process, up to the first that it does not give."""
     size = f"{source.width}:{source.height}"
-    filters = f"select='{_wanted(source, indices)}',scale={size}:flags={_EXACT}"
+    to_sdr = "" if source.transfer == "sdr" else _TO_SDR
+    filters = f"select='{_wanted(source, indices)}',{to_sdr}scale={size}:flags={_EXACT}"
     with (
         reported(source.path),
         decoder(source.path, seek=seek, vf=filters, f="rawvideo", pix_fmt="rgb24") as (

@@ -31,6 +31,7 @@ from masklet.media.process import (
     video_input,
 )
 from masklet.media.source import Source as Source
+from masklet.media.source import Transfer
 
 PROBE_SECONDS = 120.0
 """For the table of packets. Decoding everything is limited like reading: by its progress."""
@@ -45,6 +46,9 @@ _FRAME_PER_PACKET = {"h264", "hevc", "av1", "vp9", "mjpeg", "prores", "ffv1", "d
 _DISCARDED = 0x4
 _HEAD_FRAMES = 32
 
+_TRANSFERS: dict[str, Transfer] = {"smpte2084": "pq", "arib-std-b67": "hlg"}
+# what decoders say of a start between keyframes, in files that are as they should be
+_OF_A_SEEK = re.compile(r"\b(ref|refs|reference|mmco|POC)\b")
 _NO_FORMAT = ("not on whitelist", "Error opening input: Invalid data", "Not detecting m3u8")
 
 _IMAGE_STARTS = (
@@ -69,6 +73,7 @@ class _Table:
     codec: str = ""
     width: int = 0
     height: int = 0
+    pixel_aspect: Fraction = Fraction(1)
     reason: str = ""
 
     @property
@@ -106,6 +111,9 @@ def probe(file: str | Path) -> Source:
         pts=pts,
         frame_rate=(len(pts) - 1) / duration if duration else Fraction(1),
         seekable=seekable,
+        pixel_aspect=table.pixel_aspect,
+        transfer=_transfer(path),
+        damage=table.reason,
     )
 
 
@@ -141,6 +149,7 @@ def _frame_table(path: Path) -> tuple[_Table, bool]:
     if not head.rows:
         raise _no_frame_error(path, head.reason or packets.reason)
     packets.width, packets.height = head.width, head.height
+    packets.pixel_aspect = head.pixel_aspect
     pts = packets.pts
     if (
         packets.codec in _FRAME_PER_PACKET
@@ -149,12 +158,15 @@ def _frame_table(path: Path) -> tuple[_Table, bool]:
         and len(set(pts)) == len(pts)
     ):
         end = _end(path, packets)
-        if end and pts[-len(end) :] == [time for time, _ in end]:
+        if end.rows and pts[-len(end.rows) :] == end.pts:
+            if not _OF_A_SEEK.search(end.reason):
+                packets.reason = packets.reason or end.reason
             return packets, True
     frames = _frames(path)
+    frames.reason = packets.reason or frames.reason
     _keep_increasing(path, frames)
     end = _end(path, frames)
-    return frames, bool(end) and frames.rows[-len(end) :] == end
+    return frames, bool(end.rows) and frames.rows[-len(end.rows) :] == end.rows
 
 
 def _packets(path: Path) -> _Table:
@@ -191,13 +203,14 @@ def _frames(path: Path, *, seek: float | None = None, count: int | None = None) 
     return table
 
 
-def _end(path: Path, table: _Table) -> list[tuple[int, str]]:
-    """The frames that a seek to the last one of the table arrives at; empty when it fails."""
+def _end(path: Path, table: _Table) -> _Table:
+    """The frames that a seek to the last one of the table arrives at; none when it fails."""
     for back in SEEK_BACK:
         seek = float(table.rows[-1][0] * table.time_base) - back
-        if rows := _frames(path, seek=seek).rows:
-            return rows
-    return []
+        end = _frames(path, seek=seek)
+        if end.rows:
+            break
+    return end
 
 
 def _keep_increasing(path: Path, table: _Table) -> None:
@@ -224,6 +237,9 @@ def _table(path: Path, lines: Iterator[str], times: Iterator[int] | None = None)
                 table.codec = value
             elif name == "dimensions":
                 table.width, table.height = map(int, value.split("x"))
+            elif name == "sar":
+                width, height = map(int, value.split("/"))
+                table.pixel_aspect = Fraction(width, height) if width and height else Fraction(1)
             continue
         _, _, pts, _, _, checksum, *more = (field.strip() for field in line.split(","))
         flags = next((int(field[2:], 16) for field in more if field.startswith("F=")), 0)
@@ -234,6 +250,22 @@ def _table(path: Path, lines: Iterator[str], times: Iterator[int] | None = None)
         if len(table.rows) > MAX_FRAMES:
             raise UserError(f"{display_name(path)} has over {MAX_FRAMES} frames: cut it into parts")
     return table
+
+
+def _transfer(path: Path) -> Transfer:
+    """By what ffmpeg says of the first frame; standard where it says nothing."""
+    output = ffmpeg.output(video_input(), "-", f="null", **{"frames:v": 1})
+    with (
+        reported(path),
+        opened(path) as file,
+        Child(command(output, loglevel="info"), stdin=file, limit=PROBE_SECONDS) as child,
+    ):
+        child.finish()
+        # of the output's stream: yuv420p10le(tv, bt2020nc/bt2020/smpte2084, progressive)
+        colours = re.findall(r"Video: wrapped_avframe, \w+\(([^)]*)\)", child.said)
+    if not colours:
+        return "sdr"
+    return next((name for sign, name in _TRANSFERS.items() if sign in colours[-1]), "sdr")
 
 
 def _no_frame_error(path: Path, reason: str) -> UserError:

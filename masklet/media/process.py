@@ -61,7 +61,7 @@ CONTAINERS = (
     "gif",
 )
 
-_STDERR_BYTES = 4096
+_STDERR_BYTES = 2**16
 _PIPE_BYTES = 2**20
 
 
@@ -150,10 +150,10 @@ def reported(path: Path) -> Iterator[None]:
         ) from None
 
 
-def command(output: Any) -> list[str]:
+def command(output: Any, *, loglevel: str = "error") -> list[str]:
     """The command line of an ffmpeg-python output, with the limits every child gets."""
     limited = output.global_args(
-        *("-nostdin", "-hide_banner", "-loglevel", "error", "-copyts"),
+        *("-nostdin", "-hide_banner", "-loglevel", loglevel, "-copyts"),
         *("-max_alloc", str(MAX_ALLOCATION), "-filter_threads", str(THREADS)),
     )
     arguments: list[str] = limited.compile(cmd=imageio_ffmpeg.get_ffmpeg_exe())
@@ -271,10 +271,17 @@ class Child:
         except subprocess.TimeoutExpired:
             raise Stalled from None
 
+    @property
+    def said(self) -> str:
+        """What it wrote to stderr, as far as it is kept."""
+        return self._errors.decode("utf-8", "replace")
+
     def reason(self) -> str:
         """ffmpeg's first complaint as one short line without addresses, or ''."""
-        text = self._errors.decode("utf-8", "replace")
-        first = re.sub(r"\[[^\]]* @ 0x[0-9a-f]+\] *", "", text).strip().split("\n")[0]
+        # what writes the output complains of times that it does not like, which are the file's own
+        lines = [one for one in self.said.split("\n") if not one.startswith(("[out", "[framecrc"))]
+        text = re.sub(r"\[[^\]]* @ 0x[0-9a-f]+\] *", "", "\n".join(lines))
+        first = text.strip().split("\n")[0]
         return "".join(c for c in first if c.isprintable())[:200].rstrip(". ")
 
     def _wait(self, fd: int, event: int) -> None:

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal, TypeAlias
+
+Transfer: TypeAlias = Literal["sdr", "pq", "hlg"]
+"""How values become light; of the two of high dynamic range, BT.2100 has both."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,11 @@ class Source:
     frame_rate: Fraction
     seekable: bool = True
     """Whether a seek arrives at frames with the same pts as decoding from the start."""
+    pixel_aspect: Fraction = Fraction(1)
+    """The width of a pixel by its height, as displayed."""
+    transfer: Transfer = "sdr"
+    damage: str = ""
+    """What ffmpeg complained of in the file; '' if nothing. The frames are those it found."""
 
     @property
     def num_frames(self) -> int:
