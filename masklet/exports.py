@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from PIL import Image
 from masklet import overlay as drawing
 from masklet.atomic import replacing
 from masklet.job import ObjectId
-from masklet.media import Source, read_frames, write_video
+from masklet.media import Source, Timing, read_frames, sound_of, write_video
 from masklet.overlay import colours_of, overlay
 from masklet.plan import Plan
 from masklet.store import MaskletRow, read_together, upsample
@@ -82,7 +81,10 @@ def write_bbox_tracking(plan: Plan, masklets: Path, path: Path, advance: Advance
 
 
 def write_debug_video(plan: Plan, masklets: Path, path: Path, advance: Advance) -> int:
-    """The source's processed frames with the masks drawn on them, as H.264; returns the count."""
+    """The source's processed frames with the masks drawn on them, as H.264; returns the count.
+
+    Each is shown when it is in the source, with what is heard there.
+    """
     source, colours = plan.source, colours_of(plan.object_ids)
 
     def draw(
@@ -101,9 +103,17 @@ def write_debug_video(plan: Plan, masklets: Path, path: Path, advance: Advance) 
                 yield picture
                 advance(1)
 
-    size = {"width": source.width, "height": source.height}
     with closing(frames()) as pictures:
-        write_video(path, pictures, **size, frame_rate=_frame_rate(plan))
+        write_video(
+            path,
+            pictures,
+            width=source.width,
+            height=source.height,
+            frame_rate=source.frame_rate,
+            timing=Timing.of(source, plan.frame_indices),
+            pixel_aspect=source.pixel_aspect,
+            sound=sound_of(source, plan.frame_indices),
+        )
     return len(plan.frame_indices)
 
 
@@ -172,15 +182,6 @@ def _png(picture: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _frame_rate(plan: Plan) -> Fraction:
-    """Frames per second at which the processed frames last as long as in the source."""
-    source, indices = plan.source, plan.frame_indices
-    if len(indices) == indices[-1] - indices[0] + 1:
-        return source.frame_rate
-    ticks = source.pts[indices[-1]] - source.pts[indices[0]]
-    return ((len(indices) - 1) / (ticks * source.time_base)).limit_denominator(100_000)
-
-
 def _in_order(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
     """Map over a stream in order, on all cores and a few items ahead.
 
@@ -236,5 +237,5 @@ EXPORTS: dict[str, Export] = {
     "masks": Export("masks.zip", 1, write_masks, _zip_settings),
     "pixel_confidences": Export("pixel_confidences.zip", 1, write_pixel_confidences, _zip_settings),
     "bbox_tracking": Export("bbox_tracking.json", 1, write_bbox_tracking),
-    "debug_masks": Export("debug_masks.mp4", 1, write_debug_video, overlay_settings),
+    "debug_masks": Export("debug_masks.mp4", 2, write_debug_video, overlay_settings),
 }
