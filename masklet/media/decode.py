@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Generator, Iterator, Sequence
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,12 +118,11 @@ def _decode(source: Source, indices: Sequence[int], seek: float | None) -> Frame
     size = f"{source.width}:{source.height}"
     to_sdr = "" if source.transfer == "sdr" else _TO_SDR
     filters = f"select='{_wanted(source, indices)}',{to_sdr}scale={size}:flags={_EXACT}"
+    # an encoder of several threads gives a frame with the next one, or after the end of the file
+    raw: dict[str, Any] = {"f": "rawvideo", "pix_fmt": "rgb24", "threads": 1}
     with (
         reported(source.path),
-        decoder(source.path, seek=seek, vf=filters, f="rawvideo", pix_fmt="rgb24") as (
-            child,
-            times,
-        ),
+        decoder(source.path, seek=seek, vf=filters, **raw) as (child, times),
     ):
         for frame_index in indices:
             for pts in times:
