@@ -248,7 +248,8 @@ def _of_files(base: Path, paths: Iterable[Path]) -> Iterator[_Row]:
         beside = {one: path.with_suffix(one) for one in (*_PROMPTS, _MASKS)}
         prompts = next((p for one in _PROMPTS if (p := beside[one]).is_file()), None)
         masks = beside[_MASKS] if beside[_MASKS].is_file() else None
-        if not path.is_file() or not (prompts or masks or _VIDEOS.fullmatch(path.suffix)):
+        is_video = path.is_file() and _VIDEOS.fullmatch(path.suffix)
+        if not (is_video or ((prompts or masks) and path.exists())):
             continue
         name = path.relative_to(base)
         fields = {"item_id": _slug(str(name.with_suffix(""))), "file": str(path)}
@@ -332,7 +333,8 @@ def _check_files(job: SegmentJob) -> None:
         check_address(job.file, load_settings())
     for given in (source, job.mask_prompts):
         if given is not None:
-            if not Path(given).is_file():
+            # a folder of images is a video, of masks it is none
+            if not (Path(given).is_file() or (given is source and Path(given).is_dir())):
                 raise UserError(f"{given}: there is no such file")
             if not os.access(given, os.R_OK):
                 raise UserError(f"{given}: may not be read")

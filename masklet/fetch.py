@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from masklet import lock
 from masklet.addresses import WEB, check_address, file_name, local_path, scheme_of, shown_address
 from masklet.atomic import replacing
+from masklet.content import Stamp, content_hash
 from masklet.errors import UserError
-from masklet.manifest import Stamp, content_hash
 
 if TYPE_CHECKING:
     from masklet.remote import Answer, Broken

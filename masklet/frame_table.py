@@ -12,9 +12,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masklet.atomic import replacing
-from masklet.media import ImageSource, Source, Transfer
+from masklet.media import (
+    AnimationSource,
+    ImageSource,
+    ImagesSource,
+    Source,
+    Transfer,
+    image_names,
+)
 
 FILE_NAME = "frames.parquet"
+
+_KINDS = {
+    Source: "video",
+    ImageSource: "image",
+    ImagesSource: "images",
+    AnimationSource: "animation",
+}
 
 
 def write_frame_table(source: Source, path: Path) -> int:
@@ -28,7 +42,7 @@ def write_frame_table(source: Source, path: Path) -> int:
         "pixel_aspect": source.pixel_aspect,
         "transfer": source.transfer,
         "damage": source.damage,
-        "is_image": int(isinstance(source, ImageSource)),
+        "kind": _KINDS[type(source)],
     }
     frames = range(source.num_frames)
     table = pa.table(
@@ -48,10 +62,12 @@ def read_frame_table(path: Path, file: Path, sha256: str) -> Source:
     """The source at `file`, whose content has this hash and these frames."""
     table = pq.read_table(path, columns=["pts"], partitioning=None)
     about = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
-    width, height = int(about["width"]), int(about["height"])
-    if about.get("is_image") == "1":
+    width, height, kind = int(about["width"]), int(about["height"]), about["kind"]
+    if kind == "image":
         return ImageSource.of(file, sha256, width, height)
-    return Source(
+    if kind == "images":
+        return ImagesSource.of(file, image_names(file), sha256, width, height)
+    return (AnimationSource if kind == "animation" else Source)(
         path=file,
         sha256=sha256,
         width=width,

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from masklet.errors import UserError
 from masklet.job import OBJECT_ID_PATTERN, ObjectId
-from masklet.media import PictureSource, probe_pictures
-from masklet.media.pictures import check_size, picture_size, read_pixels
+from masklet.label_picture import check_size, read_labels
+from masklet.media import ImagesSource, probe_images
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
@@ -43,7 +43,7 @@ class TrueVideo:
     """
 
     name: str
-    source: PictureSource
+    source: ImagesSource
     labels: Mapping[int, Path]
     masks: Mapping[str, Mapping[int, Path]]
 
@@ -93,8 +93,7 @@ class TrueVideo:
         return [self.labels, *self.masks.values()]
 
     def _read(self, path: Path) -> NDArray[np.uint8]:
-        size = (self.source.width, self.source.height)
-        pixels = read_pixels(path, "PNG", size, ("P", "L", "1"), "RGB")
+        pixels = read_labels(path, self.source.width, self.source.height)
         if pixels.ndim == 3:
             # some masks of DAVIS 2016 were saved in colour
             return np.where(pixels.any(axis=2), np.uint8(_ALONE), np.uint8(0))
@@ -164,7 +163,7 @@ def _listed(dataset: Path) -> tuple[list[str], str] | None:
 
 def _video(name: str, frames: Path, annotations: Path) -> TrueVideo:
     pictures = _numbered(frames, (".jpg", ".jpeg"))
-    source = probe_pictures(frames, [pictures[number] for number in sorted(pictures)])
+    source = probe_images(frames, [pictures[number].name for number in sorted(pictures)])
     position = {number: index for index, number in enumerate(sorted(pictures))}
     objects = _folders(annotations)
     for object_id in objects:
@@ -176,7 +175,7 @@ def _video(name: str, frames: Path, annotations: Path) -> TrueVideo:
 
 
 def _annotations(
-    folder: Path, source: PictureSource, position: Mapping[int, int]
+    folder: Path, source: ImagesSource, position: Mapping[int, int]
 ) -> dict[int, Path]:
     """Annotations by frame_index."""
     files = _numbered(folder, (".png",))
@@ -188,7 +187,7 @@ def _annotations(
     for number, path in files.items():
         if number not in position:
             raise UserError(f"{path}: is the annotation of no frame in {source.path}")
-        check_size(path, picture_size(path, "PNG"), (source.width, source.height))
+        check_size(path, source.width, source.height)
     return {position[number]: path for number, path in sorted(files.items())}
 
 

@@ -99,7 +99,8 @@ class SegmentJob(BaseModel):
 
     file: str = Field(
         min_length=1,
-        description="Video or image to segment: a path, or an address such as https:// or s3://.",
+        description="Video or image to segment: a path, or an address such as https:// or s3://. "
+        "A folder or a zip of images is a video.",
     )
     model_type: str = Field(
         "large",

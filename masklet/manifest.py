@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masklet.atomic import replacing
+from masklet.content import Stamp, content_hash
 
 SCHEMA_VERSION = 2
 FILE_NAME = "manifest.parquet"
@@ -64,27 +65,6 @@ class Work:
         """sha256 of stage, code version, parameters and inputs as canonical JSON."""
         parts = [self.stage, self.code_version, dict(self.parameters), dict(self.inputs)]
         return hashlib.sha256(_canonical(parts).encode()).hexdigest()
-
-
-class Stamp(NamedTuple):
-    """By what a file is recognised as untouched without reading it; a folder's is of its files."""
-
-    bytes: int
-    mtime_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> Self | None:
-        """None if there is neither a file nor a folder at `path`."""
-        is_folder = path.is_dir()
-        if not is_folder and not path.is_file():
-            return None
-        about = path.stat()
-        if not is_folder:
-            return cls(about.st_size, about.st_mtime_ns, about.st_ino)
-        parts = [part.stat() for part in path.iterdir()]
-        newest = max((part.st_mtime_ns for part in parts), default=0)
-        return cls(sum(part.st_size for part in parts), newest, about.st_ino)
 
 
 _NO_FILE = Stamp(0, 0, 0)
@@ -353,15 +333,6 @@ class Manifest:
         with replacing(self._root / FILE_NAME) as temporary:
             pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary, compression="zstd")
         self._is_behind = False
-
-
-def content_hash(path: Path) -> str:
-    """sha256 of a file's bytes, or of the names and hashes of a folder's files."""
-    if path.is_dir():
-        parts = [[part.name, content_hash(part)] for part in sorted(path.iterdir())]
-        return hashlib.sha256(_canonical(parts).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_row(fields_of_row: dict[str, Any]) -> Row:

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from masklet import works
 from masklet.addresses import local_path, shown_address
 from masklet.atomic import replacing
+from masklet.content import Stamp
 from masklet.errors import UserError
 from masklet.exports import EXPORTS
 from masklet.fetch import fetch
 from masklet.frame_table import FILE_NAME as FRAMES
 from masklet.frame_table import read_frame_table, write_frame_table
 from masklet.job import SegmentJob
-from masklet.manifest import INPUT, InputFile, Manifest, Reason, Row, Stamp, Work
+from masklet.manifest import INPUT, InputFile, Manifest, Reason, Row, Work
 from masklet.media import Source, display_name, probe
 from masklet.models import config_sha256, find_model, load_model, require_checkpoint
 from masklet.plan import Plan, plan_job
@@ -89,7 +90,7 @@ def with_local_source(job: SegmentJob) -> SegmentJob:
 def known_source(job: SegmentJob, known: Manifest) -> Source | None:
     """The source if the run directory knows its content; an untouched file is not even read."""
     path = local_path(job.file)
-    if path is None or not path.is_file():
+    if path is None or Stamp.of(path) is None:
         return None
     row = known.find("ingest", FRAMES)
     if row and row.code_version == works.CODE_VERSIONS["ingest"] and known.harm(row) is None:
@@ -328,7 +329,7 @@ def _prepare(
     known = open_manifest(out, verify=verify)
     weights = find_weights(job, known)
     path = local_path(job.file)
-    stamp = Stamp.of(path) if path and path.is_file() else None  # before the file is read
+    stamp = Stamp.of(path) if path else None  # before the file is read
     source = steps.ingest(job, None if works.is_forced(forced, "ingest") else known)
     if source.damage:
         _say_what_is_damaged(source, job)
@@ -380,7 +381,7 @@ def _keep_inputs(source: Path, job: SegmentJob, weights: Weights, out: Path) -> 
         if given is None:
             continue
         path = Path(given).resolve()
-        if path in written or path.parent in written:
+        if path in written or path.parent in written or path == out.resolve():
             raise UserError(f"{given}: is an output of the run directory {out}; use another --out")
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from masklet.atomic import TEMPORARY_FILES, replacing
+from masklet.content import Stamp
 from masklet.errors import UserError
 from masklet.manifest import FILE_NAME as MANIFEST
-from masklet.manifest import Stamp
 
 
 def is_url(place: str) -> bool:

@@ -23,7 +23,7 @@ from masklet.models import ModelSpec
 from masklet.plan import FramePrompts, ObjectPlan, Plan
 from masklet.price import price_of
 
-CODE_VERSIONS = {"ingest": 2, "check_prompts": 1, "propagate": 2, "preview": 3, "finish": 1}
+CODE_VERSIONS = {"ingest": 3, "check_prompts": 1, "propagate": 2, "preview": 3, "finish": 1}
 """Raise a stage's number whenever its output would change; an export's stands in `EXPORTS`."""
 
 Force: TypeAlias = Literal[

@@ -23,6 +23,7 @@ from PIL import Image
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from masklet.ground_truth import find_videos
+from masklet.media import read_frames
 from masklet.metrics import region_similarity
 from training import prompts
 from training.assets import Bank, load_bank
@@ -161,7 +162,7 @@ def davis(model: SAM2VideoPredictor, root: Path, pictures: Path | None) -> dict[
                     for one, guess in zip(first, guesses, strict=True)
                 ]
             if i % every == 0:
-                strip.append(overlay(np.asarray(Image.open(video.source.files[i])), guesses))
+                strip.append(overlay(next(read_frames(video.source, [i]))[1], guesses))
         out[video.name] = round(100 * float(np.mean(values)), 1)
         if pictures is not None:
             save(

@@ -21,7 +21,7 @@ def check(
     file: Annotated[
         Path, typer.Argument(help="Prompts as JSON or YAML, or a zip of mask prompts.")
     ],
-    video: Annotated[str, typer.Argument(help="Video or image that they are for.")],
+    video: Annotated[str, typer.Argument(help="Video, image, or folder or zip of images.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the pictures, one a prompted frame.")
     ] = Path("prompts_check"),

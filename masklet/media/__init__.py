@@ -3,21 +3,23 @@
 from masklet.media.decode import read_frames
 from masklet.media.encode import Timing, write_video
 from masklet.media.image import ImageSource
-from masklet.media.pictures import PictureSource, probe_pictures
+from masklet.media.images import AnimationSource, ImagesSource, image_names, probe_images
 from masklet.media.probe import Source, probe
 from masklet.media.process import display_name
 from masklet.media.sound import sound_of
 from masklet.media.source import Transfer
 
 __all__ = [
+    "AnimationSource",
     "ImageSource",
-    "PictureSource",
+    "ImagesSource",
     "Source",
     "Timing",
     "Transfer",
     "display_name",
+    "image_names",
     "probe",
-    "probe_pictures",
+    "probe_images",
     "read_frames",
     "sound_of",
     "write_video",

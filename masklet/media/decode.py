@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from masklet.errors import UserError
 from masklet.media.image import ImageSource, read_image
-from masklet.media.pictures import PictureSource, read_picture
+from masklet.media.images import AnimationSource, ImagesSource, read_animation, read_images
 from masklet.media.probe import SEEK_BACK, Source
 from masklet.media.process import decoder, display_name, reported
 
@@ -59,8 +59,8 @@ def read_frames(source: Source, frame_indices: Sequence[int]) -> Frames:
         )
     if isinstance(source, ImageSource):
         return ((index, read_image(source.path)) for index in indices)
-    if isinstance(source, PictureSource):
-        return ((index, read_picture(source, index)) for index in indices)
+    if isinstance(source, ImagesSource):
+        return read_images(source, indices)
     descending = bool(steps) and steps[0] < 0
     return _descending(source, indices) if descending else _ascending(source, indices)
 
@@ -74,6 +74,9 @@ def _descending(source: Source, indices: Sequence[int]) -> Frames:
 
 
 def _ascending(source: Source, indices: Sequence[int]) -> Frames:
+    if isinstance(source, AnimationSource):
+        yield from read_animation(source, indices)
+        return
     for stretch in _stretches(indices):
         done = 0
         while done < len(stretch):

@@ -1,9 +1,12 @@
-"""Decode one image from standard input; a program of its own, which `image.read_image` starts.
+"""Decode images for a parent process; a program of its own, which `image.ImageDecoder` starts.
 
 Images are hostile input, and the decoders are C. Here nothing can be reached but this process,
-which sets limits for itself before it reads. The answer on standard output is a byte (0, or 1 for a
-refusal) and two numbers of 4 bytes; then come the pixels as RGB, 8 bits each, of that width and
-height, or the reason of that length.
+which sets limits for itself before it decodes. A request on standard input is a letter and a number
+of 8 bytes: how many bytes of a file follow, or of `FRAME` which frame of the animation that was
+opened last. The answer on standard output is a byte (`GIVEN`, `REFUSED`, `ANIMATED`) and two
+numbers of 4 bytes. These are the width and height of the image, after which come its pixels as RGB,
+8 bits each, if they were asked for; or the length of the reason, which follows; or the number of
+frames, after which come their durations in milliseconds, 4 bytes each.
 """
 
 import io
@@ -12,7 +15,8 @@ import resource
 import struct
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -20,25 +24,94 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 ANIMATIONS = ("PNG", "WEBP", "GIF", "AVIF")
 MAX_FILE_BYTES = 2**29
 CPU_SECONDS = 10
-ANSWER = struct.Struct("!BII")
+"""For each request."""
+MAX_FRAMES = 100_000
+BROWSER_MILLISECONDS = 100
+"""How long browsers show a frame that says 0."""
+
+REQUEST, ANSWER = struct.Struct("!cQ"), struct.Struct("!BII")
+SIZE, PIXELS, ANIMATION, FRAME = b"s", b"p", b"a", b"f"
+GIVEN, REFUSED, ANIMATED = range(3)
+
+_ORIENTATION = 0x0112
 
 
 class Refused(Exception):
     """Why an image cannot be taken, in words that follow the name of its file."""
 
 
+class Animated(Exception):
+    """An image was asked for, and the file has several frames."""
+
+
 def decode(content: bytes) -> Image.Image:
     """The image as a viewer shows it: upright, without transparency, as 8-bit RGB."""
+    with _refusing():
+        image = _open(content)
+        if _is_animation(image):
+            raise Animated
+        image.load()
+        return _opaque(_upright(image))
+
+
+def size_of(content: bytes) -> tuple[int, int]:
+    """(width, height) when upright, by what the header says."""
+    with _refusing():
+        image = _open(content)
+        if _is_animation(image):
+            raise Refused("is an animation: a video is made of images that have one frame each")
+        turned = False
+        with suppress(Exception):
+            # PNG's own method decodes the image to look behind it
+            turned = Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5
+        return image.size[::-1] if turned else image.size
+
+
+class Animation:
+    """The frames of an animation, each as a viewer shows it."""
+
+    def __init__(self, content: bytes) -> None:
+        with _refusing():
+            self._image = _open(content)
+            # an APNG may begin with a picture for viewers that know no animation
+            self._first = int(bool(getattr(self._image, "default_image", False)))
+            count = getattr(self._image, "n_frames", 1) - self._first
+            if count > MAX_FRAMES:
+                raise Refused(f"has over {MAX_FRAMES} frames: cut it into parts")
+            self.durations = [self._duration(index) for index in range(count)]
+
+    def _duration(self, index: int) -> int:
+        _allow_time()
+        self._load(index)
+        return max(0, round(self._image.info.get("duration", 0))) or BROWSER_MILLISECONDS
+
+    def _load(self, index: int) -> None:
+        self._image.seek(self._first + index)
+        self._image.load()
+
+    def frame(self, index: int) -> Image.Image:
+        with _refusing():
+            self._load(index)
+            return _opaque(_upright(self._image))
+
+
+def _open(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+def _is_animation(image: Image.Image) -> bool:
+    return image.format in ANIMATIONS and getattr(image, "is_animated", False)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Whatever a decoder raises becomes a `Refused`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # from this size on, Pillow takes an image for a bomb, and only warns up to twice that
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            if image.format in ANIMATIONS and getattr(image, "is_animated", False):
-                raise Refused("is an animation: make a video of it first")
-            image.load()
-            return _opaque(_upright(image))
+            yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = Image.MAX_IMAGE_PIXELS or 0
         raise Refused(
@@ -47,7 +120,7 @@ def decode(content: bytes) -> Image.Image:
     except UnidentifiedImageError:
         known = ", ".join(FORMATS)
         raise Refused(f"is damaged, or no image in a format that masklet reads ({known})") from None
-    except Refused:
+    except (Refused, Animated):
         raise
     except MemoryError:
         raise Refused("needs too much memory: scale it down first") from None
@@ -87,18 +160,36 @@ def _stretched(image: Image.Image) -> Image.Image:
     return image.point(lambda value: value * scale + (0.5 - low * scale)).convert("L")
 
 
+def _allow_time() -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = math.ceil(used.ru_utime + used.ru_stime) + CPU_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
-    try:
-        if len(content) > MAX_FILE_BYTES:
-            raise Refused(f"is larger than {MAX_FILE_BYTES >> 20} MiB, the limit of an image")
-        image = decode(content)
-        answer = ANSWER.pack(0, *image.size) + image.tobytes()
-    except Refused as refused:
-        reason = str(refused).encode()
-        answer = ANSWER.pack(1, len(reason), 0) + reason
-    sys.stdout.buffer.write(answer)
+    animation: Animation | None = None
+    while head := sys.stdin.buffer.read(REQUEST.size):
+        what, number = REQUEST.unpack(head)
+        _allow_time()
+        content = b"" if what == FRAME else sys.stdin.buffer.read(number)
+        try:
+            if what == SIZE:
+                answer = ANSWER.pack(GIVEN, *size_of(content))
+            elif what == ANIMATION:
+                animation = Animation(content)
+                count = len(animation.durations)
+                answer = ANSWER.pack(ANIMATED, count, 0)
+                answer += struct.pack(f"!{count}I", *animation.durations)
+            else:
+                image = animation.frame(number) if animation else decode(content)
+                answer = ANSWER.pack(GIVEN, *image.size) + image.tobytes()
+        except Animated:
+            answer = ANSWER.pack(ANIMATED, 0, 0)
+        except Refused as refused:
+            reason = str(refused).encode()
+            answer = ANSWER.pack(REFUSED, len(reason), 0) + reason
+        sys.stdout.buffer.write(answer)
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

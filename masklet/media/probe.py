@@ -19,7 +19,8 @@ import ffmpeg
 
 from masklet.addresses import local_path, shown_address
 from masklet.errors import UserError
-from masklet.media.image import probe_image
+from masklet.media.image import AnimatedError, probe_image
+from masklet.media.images import is_zip, probe_animation, probe_images
 from masklet.media.process import (
     MAX_PIXELS,
     Child,
@@ -84,11 +85,18 @@ class _Table:
 def probe(file: str | Path) -> Source:
     """Read what a video or image file holds. The content decides, never the extension.
 
-    Raises UserError when the file is missing, is neither, or has no frame that can be decoded.
+    A folder or a zip of images is a video, and so is an animated image. Raises UserError when the
+    file is missing, is none of these, or has no frame that can be decoded.
     """
     path = _local_path(file)
+    _check_is_there(path)
+    if path.is_dir() or is_zip(path):
+        return probe_images(path)
     if _is_image(path):
-        return probe_image(path)
+        try:
+            return probe_image(path)
+        except AnimatedError:
+            return probe_animation(path)
     table, seekable = _frame_table(path)
     if table.width > MAX_SIDE or table.height > MAX_SIDE or table.width * table.height > MAX_PIXELS:
         raise UserError(
@@ -124,21 +132,23 @@ def _local_path(file: str | Path) -> Path:
     return path
 
 
-def _is_image(path: Path) -> bool:
-    """Whether a file begins as an image does; raises UserError for what is no file at all."""
+def _check_is_there(path: Path) -> None:
+    """Raise UserError for what is neither a file nor a folder."""
     name = display_name(path)
     try:
         path.lstat()
     except OSError as error:  # also of a name that is too long for the file system
         raise UserError(f"{name[:100]} cannot be read ({error.strerror}): check the path") from None
-    if path.is_dir():
-        raise UserError(f"{name} is a folder: give the path of one video file")
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{name} is not a regular file: give the path of a video file")
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file begins as an image does."""
     with opened(path) as content:
         head = content.read(64)
     if not head:
-        raise UserError(f"{name} is empty: was it copied completely?")
+        raise UserError(f"{display_name(path)} is empty: was it copied completely?")
     return any(re.match(start, head, re.DOTALL) for start in _IMAGE_STARTS)
 
 

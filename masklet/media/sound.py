@@ -9,6 +9,7 @@ from typing import Any
 import ffmpeg
 
 from masklet.errors import UserError
+from masklet.media.images import AnimationSource, ImagesSource
 from masklet.media.process import CONTAINERS, Child, Stalled, command, opened
 from masklet.media.source import Source
 
@@ -36,6 +37,8 @@ class Sound:
 
 def sound_of(source: Source, frame_indices: Sequence[int]) -> Sound | None:
     """What is heard while these frames are shown; None if nothing can be decoded of it."""
+    if isinstance(source, ImagesSource | AnimationSource):
+        return None
     first, last = frame_indices[0], frame_indices[-1]
     start = source.pts[first] * source.time_base
     after = last + 1 < source.num_frames

@@ -336,7 +336,8 @@ def test_options_are_the_fields_of_the_job(
         *("--model-type", "tiny", "--checkpoint", "w.pt", "--device", "cpu", "--prompts", prompts),
         *("--mask-prompts", "m.zip", "--start-frame", 1, "--end-frame", 8, "--frame-interval", 2),
         *("--direction", "both", "--debug-masks", "--pixel-confidences", "--bbox-tracking"),
-        *("--preview", "--strict", "--multimask-output", "--no-keep-masklets", "--max-cond-frames", 4),
+        *("--preview", "--strict", "--multimask-output", "--no-keep-masklets"),
+        *("--max-cond-frames", 4),
         *("--precision", "bfloat16", "--compile", "-o", "out"),
     )
     code, out, _ = run("segment", "clip.mp4", *options)

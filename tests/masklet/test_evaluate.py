@@ -87,7 +87,7 @@ def upstream_labels(nano: SAM2Base, video: TrueVideo, kind: str) -> list[NDArray
     Each object is tracked apart from its first frame on; a pixel goes to the highest logit.
     """
     predictor = make_oracle(find_model("nano"), nano)
-    size = len(video.source.files), HEIGHT, WIDTH
+    size = video.source.num_frames, HEIGHT, WIDTH
     logits = {}
     for one, start in {1: 0, 2: 0, LATE: START}.items():
         state = predictor.init_state(str(video.source.path))
@@ -344,7 +344,7 @@ def test_an_unreadable_picture_is_an_error_of_the_user(network, davis, tmp_path)
         for path in (davis / kind / "480p/discs").iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
     [video] = find_videos(root)
-    damaged = video.source.files[3]
+    damaged = video.source.path / video.source.names[3]
     damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"00003\.jpg: is not a readable JPEG"):
+    with pytest.raises(UserError, match=r"00003\.jpg in it cannot be decoded"):
         evaluate(video, network, "mask")

@@ -106,23 +106,36 @@ def huge_file(folder: Path) -> list[Any]:
     return ["clip.mp4", "--prompts", "p.json"]
 
 
-def masks(*entries: tuple[str | zipfile.ZipInfo, bytes], encrypted: bool = False) -> Build:
+Entry = tuple[str | zipfile.ZipInfo, bytes]
+
+
+def zipped(*entries: Entry, encrypted: bool = False) -> bytes:
+    stream = io.BytesIO()
+    with (
+        warnings.catch_warnings(),
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        warnings.simplefilter("ignore")  # of two entries with one name
+        for name, content in entries:
+            archive.writestr(name, content)
+    changed = bytearray(stream.getvalue())
+    if encrypted:
+        for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            changed[changed.index(signature) + flags] |= 1
+    return bytes(changed)
+
+
+def masks(*entries: Entry, encrypted: bool = False) -> Build:
     def build(folder: Path) -> list[Any]:
-        with (
-            warnings.catch_warnings(),
-            zipfile.ZipFile(folder / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive,
-        ):
-            warnings.simplefilter("ignore")  # of two entries with one name
-            for name, content in entries:
-                archive.writestr(name, content)
-        if encrypted:
-            content = bytearray((folder / "m.zip").read_bytes())
-            for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-                content[content.index(signature) + flags] |= 1
-            (folder / "m.zip").write_bytes(content)
+        (folder / "m.zip").write_bytes(zipped(*entries, encrypted=encrypted))
         return ["clip.mp4", "--mask-prompts", "m.zip"]
 
     return build
+
+
+def frames(*entries: Entry, encrypted: bool = False) -> Build:
+    """A zip of images as the video."""
+    return media(zipped(*entries, encrypted=encrypted), "x.zip")
 
 
 def media(content: bytes, name: str = "x.mp4") -> Build:
@@ -161,7 +174,7 @@ def npy_with_header(text: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + bytes(9)
 
 
-def link(target: str) -> tuple[zipfile.ZipInfo, bytes]:
+def link(target: str) -> Entry:
     entry = zipfile.ZipInfo("0_1.png")
     entry.external_attr = (stat.S_IFLNK | 0o777) << 16
     return entry, target.encode()
@@ -226,6 +239,13 @@ ATTEMPTS: dict[str, Build] = {
     "a video of 20,000 x 100": media(
         b"YUV4MPEG2 W20000 H100 F25:1 Ip C420\nFRAME\n" + bytes(3_000_000)
     ),
+    "a zip of images that is a bomb": frames(("1.png", bytes(32 * 2**20))),
+    "in a zip of images, an entry `../1.png`": frames(("../1.png", png())),
+    "in a zip of images, a symbolic link": frames(("0.png", png()), link("/etc/hostname")),
+    "in a zip of images, two entries of one name": frames(("1.png", png()), ("1.png", png())),
+    "a zip of images that is encrypted": frames(("1.png", png()), encrypted=True),
+    "in a zip of images, one of 60,000 x 60,000": frames(("1.png", png_that_claims(60_000))),
+    "in a zip of images, a zip": frames(("1.zip", zipped(("1.png", png())))),
     "a file named `-i` that is no video": media(b"text " * 99, "./-i"),
     "a file name with a newline": media(b"text " * 99, "a\nb.mp4"),
     "a private address": lambda _: ["http://169.254.169.254/latest/meta-data"],

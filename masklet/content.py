@@ -1,0 +1,45 @@
+"""What a file or folder holds, and by what it is recognised without reading it.
+
+A folder is the files in it: hidden ones and folders do not count.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple, Self
+
+
+class Stamp(NamedTuple):
+    """By what a file is recognised as untouched; a folder's is of its files."""
+
+    bytes: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self | None:
+        """None if there is neither a file nor a folder at `path`."""
+        is_folder = path.is_dir()
+        if not is_folder and not path.is_file():
+            return None
+        about = path.stat()
+        if not is_folder:
+            return cls(about.st_size, about.st_mtime_ns, about.st_ino)
+        parts = [part.stat() for part in _files(path)]
+        newest = max((part.st_mtime_ns for part in parts), default=0)
+        return cls(sum(part.st_size for part in parts), newest, about.st_ino)
+
+
+def content_hash(path: Path) -> str:
+    """sha256 of a file's bytes, or of the names and hashes of a folder's files, as hexadecimal."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for part in sorted(_files(path)):
+        digest.update(os.fsencode(part.name) + b"\0" + bytes.fromhex(content_hash(part)))
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return [part for part in folder.iterdir() if not part.name.startswith(".") and part.is_file()]
