@@ -4,6 +4,7 @@ A folder is the files in it: hidden ones and folders do not count.
 """
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -35,10 +36,9 @@ def content_hash(path: Path) -> str:
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for part in sorted(_files(path)):
-        digest.update(os.fsencode(part.name) + b"\0" + bytes.fromhex(content_hash(part)))
-    return digest.hexdigest()
+    parts = [[part.name, content_hash(part)] for part in sorted(_files(path))]
+    text = json.dumps(parts, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

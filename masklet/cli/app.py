@@ -70,7 +70,7 @@ def segment(
     pace = "nothing to track again" if speed is None else f"{speed:.1f} frames per second"
     pace = "prompted frames only" if job.preview else pace
     typer.echo(
-        f"\n{summary['frames']} frames, {len(summary['objects'])} objects, {pace}, "
+        f"\n{_sizes(summary['frames'], len(summary['objects']))}, {pace}, "
         f"price ${summary['price']:.4f}"
     )
 
@@ -103,8 +103,13 @@ def price(job: SegmentJob) -> None:
     spec = find_model(job.model_type)
     plan = check_prompts(job, ingest(job))
     cost = price_of(job, plan, spec)
-    typer.echo(f"{cost.frames} frames, {cost.objects} objects, {spec.name}, in dollars:", err=True)
+    typer.echo(f"{_sizes(cost.frames, cost.objects)}, {spec.name}, in dollars:", err=True)
     typer.echo(f"{cost.total:.4f}")
+
+
+def _sizes(frames: int, objects: int) -> str:
+    counts = {"frame": frames, "object": objects}
+    return ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
 
 
 @app.command()

@@ -163,6 +163,14 @@ def test_one_image_in_a_folder_is_a_video_of_one_frame(tmp_path: Path) -> None:
     assert (numbers(source, [0]), source.frame_rate) == ([7], Fraction(1))
 
 
+def test_names_in_no_encoding(tmp_path: Path) -> None:
+    path = folder_of(tmp_path / "x")
+    (path / os.fsdecode(b"frame3\xff.png")).write_bytes(encoded(5))
+    source = probe(path)
+    assert numbers(source, range(5)) == [0, 1, 5, 2, 3]
+    run_job(job(path), tmp_path / "out")
+
+
 def test_content_and_order_are_the_identity(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "a")
     plain = probe(folder).sha256
