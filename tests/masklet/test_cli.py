@@ -304,7 +304,7 @@ def test_the_price_of_a_preview(
     prompts = save(tmp_path / "prompts.json", [CLICK, {**CLICK, "frame_index": 170_000}])
     code, out, err = run("price", "clip.mp4", "--prompts", prompts, "--preview")
     assert (code, out) == (0, "0.0100\n")
-    assert "2 frames, 1 objects" in err
+    assert "2 frames, 1 object, " in err
 
 
 def test_a_price_for_a_wrong_job(run: Run, tmp_path: Path, clip: Path) -> None:
