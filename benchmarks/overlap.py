@@ -9,7 +9,9 @@ they take together cannot be less than their work divided by the cores.
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.clips import grid_plan, open_clip
 from benchmarks.machine import describe
-from benchmarks.tracker_speed import DTYPES, in_turn, ours
+from benchmarks.tracker_speed import DTYPES, ours
 from benchmarks.upstream import any_weights
 from masklet import propagate
 from masklet.media import read_frames
@@ -65,6 +67,17 @@ def parts(plan: Plan, network: Network) -> dict[str, Callable[[], None]]:
                 writer.flush()
 
     return {"decode": decode, "track": track, "write": write}
+
+
+def in_turn(rounds: int, *functions: Callable[[], None]) -> list[float]:
+    """Median seconds of each function, taken in turn; a first turn is not counted."""
+    seconds: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds + 1):
+        for taken, function in zip(seconds, functions, strict=True):
+            begun = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - begun)
+    return [statistics.median(taken[1:]) for taken in seconds]
 
 
 def main() -> None:

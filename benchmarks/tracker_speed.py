@@ -2,26 +2,32 @@
 
 Same weights, same file, same prompts, in turn in one run, each from the file to what it keeps:
 upstream decodes and prepares all frames, tracks, and makes masks of the video's size, as
-`propagate_in_video` gives them; masklet decodes, tracks and writes the masklet store. On a GPU
-upstream runs under bfloat16 autocast, as it is and compiled (`vos_optimized`). Figures are medians
-over `--rounds` after a first one that warms up; the ratio is upstream's best time over masklet's.
-The IoU is that of the masks in bfloat16 with those in float32, at the model's resolution.
+`propagate_in_video` gives them; masklet decodes, tracks and writes the masklet store. Each has a
+process of its own, so that neither runs with settings of the other. On a GPU upstream runs under
+bfloat16 autocast, as it is and compiled (`vos_optimized`). Figures are medians over `--rounds`
+after a first one that warms up; the ratio is upstream's best time over masklet's. The IoU is that
+of the masks in bfloat16 with those in float32, at the model's resolution.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from sam2.modeling.sam2_base import SAM2Base
 
 from benchmarks.clips import grid_plan, open_clip
 from benchmarks.machine import describe
@@ -43,20 +49,63 @@ def ours(network: Network, plan: Plan) -> None:
         shutil.rmtree(folder)
 
 
-def in_turn(rounds: int, *functions: Callable[[], None]) -> list[float]:
-    """Median seconds of each function, taken in turn; a first turn is not counted."""
-    seconds: list[list[float]] = [[] for _ in functions]
+class Clip(NamedTuple):
+    """What is tracked, and by which model."""
+
+    path: Path | None
+    model: str
+    device: str
+    frames: int
+    objects: int
+
+
+def seconds_of(name: str, clip: Clip) -> float:
+    """How long one takes: `upstream`, `compiled`, or masklet's precision."""
+    plan = _plan(clip)
+    if name in DTYPES:
+        network = _network(clip.model, clip.device, name)
+        begun = time.perf_counter()
+        ours(network, plan)
+    else:
+        predictor = _predictor(clip.model, clip.device, name)
+        begun = time.perf_counter()
+        track(predictor, plan)
+    return time.perf_counter() - begun
+
+
+@cache
+def _plan(clip: Clip) -> Plan:
+    return grid_plan(open_clip(clip.path), clip.frames, clip.objects)
+
+
+@cache
+def _model(name: str, device: str) -> SAM2Base:
+    return any_weights(find_model(name), device)
+
+
+@cache
+def _network(model: str, device: str, precision: str) -> Network:
+    return Network.of(_model(model, device), DTYPES[precision])
+
+
+@cache
+def _predictor(model: str, device: str, name: str) -> Any:
+    return make_predictor(find_model(model), _model(model, device), compiled=name == "compiled")
+
+
+def in_turn(rounds: int, processes: Mapping[str, Executor], clip: Clip) -> dict[str, float]:
+    """Median frames per second of each name; a first turn is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in processes}
     for _ in range(rounds + 1):
-        for taken, function in zip(seconds, functions, strict=True):
-            begun = time.perf_counter()
-            function()
-            taken.append(time.perf_counter() - begun)
-    return [statistics.median(taken[1:]) for taken in seconds]
+        for name, process in processes.items():
+            seconds[name].append(process.submit(seconds_of, name, clip).result())
+    return {name: clip.frames / statistics.median(taken[1:]) for name, taken in seconds.items()}
 
 
-def mean_iou(plan: Plan, *networks: Network) -> float:
-    """Of two networks' masks, over all objects and frames on which either has one."""
-    ious = []
+def mean_iou(clip: Clip) -> float:
+    """Of the masks in both precisions, over all objects and frames on which either has one."""
+    plan, ious = _plan(clip), []
+    networks = [_network(clip.model, clip.device, name) for name in DTYPES]
     for steps in zip(*(segment_frames(plan, plan.object_ids, n) for n in networks), strict=True):
         for one in steps[0].predictions:
             first, second = (step.predictions[one].logits > 0 for step in steps)
@@ -74,34 +123,35 @@ def main() -> None:
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    source, spec = open_clip(args.clip), find_model(args.model)
-    model = any_weights(spec, args.device)
-    networks = {name: Network.of(model, dtype) for name, dtype in DTYPES.items()}
-    predictors = {"upstream": make_predictor(spec, model)}
-    if args.device == "cuda":
-        predictors["compiled"] = make_predictor(spec, model, compiled=True)
-    table = Table("objects", *(f"{name} fps" for name in predictors), box=None)
-    for name in networks:
+    os.environ["TQDM_DISABLE"] = "1"
+    theirs = ["upstream", "compiled"] if args.device == "cuda" else ["upstream"]
+    table = Table("objects", *(f"{name} fps" for name in theirs), box=None)
+    for name in DTYPES:
         table.add_column(f"masklet {name}")
         table.add_column("ratio")
     table.add_column("IoU")
-    for objects in args.objects:
-        plan = grid_plan(source, args.frames, objects)
-        theirs = [partial(track, predictor, plan) for predictor in predictors.values()]
-        mine = [partial(ours, network, plan) for network in networks.values()]
-        seconds = in_turn(args.rounds, *theirs, *mine)
-        rates = [len(plan.timeline) / taken for taken in seconds]
-        best = max(rates[: len(theirs)])
-        cells = [f"{rate:.2f}" for rate in rates[: len(theirs)]]
-        for rate in rates[len(theirs) :]:
-            cells += [f"{rate:.2f}", f"{rate / best:.2f}"]
-        table.add_row(str(objects), *cells, f"{mean_iou(plan, *networks.values()):.4f}")
+    with _process() as upstream, _process() as masklet:
+        processes = dict.fromkeys(theirs, upstream) | dict.fromkeys(DTYPES, masklet)
+        for objects in args.objects:
+            clip = Clip(args.clip, args.model, args.device, args.frames, objects)
+            rates = in_turn(args.rounds, processes, clip)
+            best = max(rates[name] for name in theirs)
+            cells = [f"{rates[name]:.2f}" for name in theirs]
+            for name in DTYPES:
+                cells += [f"{rates[name]:.2f}", f"{rates[name] / best:.2f}"]
+            iou = masklet.submit(mean_iou, clip).result()
+            table.add_row(str(objects), *cells, f"{iou:.4f}")
+    source, spec = open_clip(args.clip), find_model(args.model)
     console = Console(width=120)
     console.print(
         f"{spec.name} on {args.device}, {source.width}x{source.height}, {args.frames} frames; "
         f"{describe()}"
     )
     console.print(table)
+
+
+def _process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, get_context("spawn"))
 
 
 if __name__ == "__main__":

@@ -169,8 +169,16 @@ def mix_by_products(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """
     queries, keys = queries * queries.shape[-1] ** -0.5, keys.transpose(1, 2)
     rows = max(1, _WEIGHTS_BYTES // (len(keys) * keys.shape[2] * keys.element_size()))
-    parts = [(some @ keys).softmax(-1) @ values for some in torch.split(queries, rows, dim=1)]
+    parts = [_mix(some, keys, values) for some in torch.split(queries, rows, dim=1)]
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+def _mix(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The same with keys (B, c, m), all at once."""
+    if queries.dim() == 3 and len(queries) == 1:
+        # of a batch, even of one, torch copies keys that are transposed
+        return _mix(queries[0], keys[0], values[0])[None]
+    return (queries @ keys).softmax(-1) @ values
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

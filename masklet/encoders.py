@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from sam2.modeling.backbones.hieradet import Hiera, MultiScaleAttention, do_pool
+from sam2.modeling.backbones.hieradet import Hiera, MultiScaleAttention, MultiScaleBlock, do_pool
 from sam2.modeling.backbones.image_encoder import FpnNeck
 from sam2.modeling.memory_encoder import CXBlock
 from sam2.modeling.sam2_base import SAM2Base
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from masklet.attention import mix_by_products
 
 _FEW_CHANNELS = 8
+_STRIP_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class ImageEncoder:
         x = self.trunk.patch_embed(images.to(self.place)).contiguous() + self.place
         stages = []
         for index, block in enumerate(self.trunk.blocks):
-            x = block(x)
+            x = _by_strips(block, x)
             if index in self.trunk.stage_ends:
                 stages.append(x)
         fine, middle, coarse, lowest = (
@@ -101,6 +102,20 @@ class ImageEncoder:
         )
         coarse = coarse + F.interpolate(lowest, scale_factor=2.0, mode="nearest")
         return fine.contiguous(), middle.contiguous(), coarse
+
+
+def _by_strips(block: MultiScaleBlock, x: Tensor) -> Tensor:
+    """A block, on a CPU some rows of windows at a time, so that no tensor is very large.
+
+    Its hidden layer is the largest. A window knows nothing of the others.
+    """
+    if x.device.type != "cpu" or not block.window_size:
+        return torch.as_tensor(block(x))
+    row = block.window_size * x.shape[2] * block.mlp.layers[0].out_features * x.element_size()
+    rows = block.window_size * max(1, _STRIP_BYTES // row)
+    if rows >= x.shape[1]:
+        return torch.as_tensor(block(x))
+    return torch.cat([block(strip) for strip in torch.split(x, rows, dim=1)], dim=1)
 
 
 class _AttentionByProducts(nn.Module):

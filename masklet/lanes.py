@@ -18,15 +18,14 @@ from torch import Tensor
 
 from masklet import tracker
 from masklet.errors import UserError
+from masklet.heap import give_back_freed_memory, keep_freed_memory
 from masklet.network import FrameFeatures, Network, Prediction
 from masklet.tracker import MemoryBank, Sweep
 
 _log = logging.getLogger(__name__)
 
-# A GPU is filled by large batches; on a CPU they only lengthen the wait for the slowest piece.
-_OBJECTS_PER_BATCH = {"cpu": 2}
-_FRAMES_PER_BATCH = {"cpu": 1}
 _MANY_OBJECTS, _MANY_FRAMES = 64, 4
+_MOST_OBJECTS_ON_CPU = 8
 _BATCHES_AHEAD = 3
 _SMALL_IMAGE = 512
 
@@ -42,16 +41,16 @@ class Lanes:
 
     def __init__(self, network: Network, objects: int) -> None:
         self.network = network
-        device = network.model.device.type
-        self.frames_per_batch = _FRAMES_PER_BATCH.get(device, _MANY_FRAMES)
-        objects_per_batch = _OBJECTS_PER_BATCH.get(device, _MANY_OBJECTS)
+        if network.model.device.type == "cpu":
+            keep_freed_memory()
+        self._threads = torch.get_num_threads()
+        objects_per_batch, self.frames_per_batch = _batch_sizes(network, objects, self._threads)
         self._limits = {
             "objects": _Limit("objects", objects_per_batch),
             "frames": _Limit("frames", self.frames_per_batch),
         }
-        self._threads = torch.get_num_threads()
         pieces = 1 + -(-objects // objects_per_batch)
-        lanes = min(self._threads, pieces) if network.model.image_size <= _SMALL_IMAGE else 1
+        lanes = min(self._threads, pieces) if _is_small(network) else 1
         self._pool = ThreadPoolExecutor(
             lanes, initializer=torch.set_num_threads, initargs=(self._threads // lanes,)
         )
@@ -67,6 +66,7 @@ class Lanes:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._threads)
+        give_back_freed_memory()
 
     def warm_up(self, banks: Sequence[MemoryBank], sweep: Sweep) -> None:
         """Compile what is to be compiled for these objects, before the first frame.
@@ -130,6 +130,23 @@ class Lanes:
             for at in range(0, len(images), size)
             for one in self._encode(images[at : at + size])
         ]
+
+
+def _batch_sizes(network: Network, objects: int, threads: int) -> tuple[int, int]:
+    """How many objects, and how many frames, go through the network at once.
+
+    Large batches fill a GPU. On a CPU each lane gets one batch of objects, as large as that of the
+    others; beside a single object, a lane has time to encode two frames at once.
+    """
+    if network.model.device.type != "cpu":
+        return _MANY_OBJECTS, _MANY_FRAMES
+    if not _is_small(network):
+        return 2, 1
+    return min(_MOST_OBJECTS_ON_CPU, -(-objects // threads)), 2 if objects == 1 else 1
+
+
+def _is_small(network: Network) -> bool:
+    return bool(network.model.image_size <= _SMALL_IMAGE)
 
 
 class _Limit:

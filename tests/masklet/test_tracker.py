@@ -178,8 +178,7 @@ class SmallMachine:
 @pytest.fixture
 def large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches as large as on a GPU, so that there is something to halve."""
-    for name in ("_OBJECTS_PER_BATCH", "_FRAMES_PER_BATCH"):
-        monkeypatch.setattr(f"masklet.lanes.{name}", {})
+    monkeypatch.setattr("masklet.lanes._batch_sizes", lambda *_: (64, 4))
 
 
 @pytest.mark.usefixtures("large_batches")
