@@ -9,6 +9,7 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
@@ -24,7 +25,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from masklet.errors import UserError
 
@@ -190,7 +191,7 @@ class SegmentJob(BaseModel):
     @classmethod
     def _prompts_by_path(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str | Path):
-            return load_prompt_list(_relative_to(value, info))
+            return read_prompts(value, (info.context or {}).get("base"))
         return value
 
     @field_validator("mask_prompts", "checkpoint")
@@ -235,7 +236,7 @@ def make_job(fields: Mapping[str, Any], *, base: Path | None = None) -> SegmentJ
     """
     if isinstance(prompts := fields.get("prompts"), str | Path):
         # read here, so that an error can name the prompt by its frame and object
-        fields = {**fields, "prompts": load_prompt_list((base or Path()) / prompts)}
+        fields = {**fields, "prompts": read_prompts(prompts, base)}
     try:
         return SegmentJob.model_validate(fields, context={"base": base})
     except ValidationError as error:
@@ -250,13 +251,35 @@ def load_job_fields(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in fields.items()}
 
 
+def read_prompts(given: str | Path, base: Path | None = None) -> Any:
+    """Prompts by what a job has in place of a list: JSON itself, or a path that `base` precedes."""
+    if not are_inline(given):
+        return load_prompt_list((base or Path()) / given)
+    try:
+        return _prompt_list(parse_json(str(given)), "prompts")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"prompts: is not valid JSON: {_explain_parser(error)}") from None
+
+
+def are_inline(prompts: str | Path) -> bool:
+    """Whether this is JSON instead of a path."""
+    return isinstance(prompts, str) and prompts.lstrip()[:1] in ("[", "{")
+
+
 def load_prompt_list(path: Path) -> Any:
-    """Read a file of prompts (JSON or YAML): a list, or a mapping with the key `prompts`."""
-    document = load_document(path)
+    """Read a file of prompts (JSON or YAML): a list, one prompt, or a mapping with `prompts`."""
+    return _prompt_list(load_document(path), str(path))
+
+
+def _prompt_list(document: Any, name: str) -> Any:
     if isinstance(document, dict) and set(document) == {"prompts"}:
         document = document["prompts"]
+    if isinstance(document, dict) and "frame_index" in document:
+        return [document]
     if not isinstance(document, list):
-        raise UserError(f"{path}: prompts are a list of {{frame_index, object_id, points, labels}}")
+        raise UserError(
+            f"{name}: prompts are a list of {{frame_index, object_id, points and labels, or box}}"
+        )
     return document
 
 
@@ -341,13 +364,14 @@ def _invalid(message: str) -> PydanticCustomError:
 def _explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
     problems = error.errors(include_url=False, include_context=False)
     places = {tuple(part for part in p["loc"] if part not in ("int", "str")) for p in problems}
-    first = problems[0]
+    first = _most_telling(problems)
     place, value = list(first["loc"]), first["input"]
-    message = str(first["msg"])
+    message, form = str(first["msg"]), _form_of(place)
     if first["type"] == "extra_forbidden":
-        message = f"is not a field; the fields are {', '.join(SegmentJob.model_fields)}"
-        if place[0] == "prompts":
-            message = f"is not a field; a prompt has {', '.join(Prompt.model_fields)}"
+        message = _explain_unknown(place)
+    elif first["type"] in _WRONG_FORMS and form:
+        prompt = fields["prompts"][place[1]]
+        message, place = f"should be {form}, not {_shorten(prompt[place[2]])}", place[:3]
     elif first["type"] == "missing":
         message = "is missing"
     elif first["type"] == "model_type":
@@ -363,6 +387,37 @@ def _explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
             message = f"{message}, not {_shorten(value)}"
     more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
     return f"{_name_place(place, fields)} {message}{more}"
+
+
+def _most_telling(problems: list[ErrorDetails]) -> ErrorDetails:
+    """The first problem, or in its prompt a field of another name, of which the others come."""
+    of_prompt = [p for p in problems if p["loc"][:2] == problems[0]["loc"][:2]]
+    unknown = (p for p in of_prompt if p["type"] == "extra_forbidden")
+    return next(unknown, problems[0])
+
+
+def _explain_unknown(place: list[int | str]) -> str:
+    in_prompt = place[0] == "prompts"
+    names = list(Prompt.model_fields if in_prompt else SegmentJob.model_fields)
+    name = _NAMES_IN_SAM2.get(str(place[-1]), str(place[-1])[:60])
+    near = get_close_matches(name, names, n=1)
+    meant = f", did you mean {near[0]}?" if near else ""
+    whose = "a prompt has" if in_prompt else "the fields are"
+    return f"is not a field{meant or ';'} {whose} {', '.join(names)}"
+
+
+_NAMES_IN_SAM2 = {"point_coords": "points", "point_labels": "labels", "obj_id": "object_id"}
+_WRONG_FORMS = ("missing", "tuple_type", "list_type", "too_long", "too_short")
+_FORMS = {
+    "points": "a list of [x, y]",
+    "labels": "a list of 1 (on the object) and 0 (not on it)",
+    "box": "[x_min, y_min, x_max, y_max]",
+}
+
+
+def _form_of(place: list[int | str]) -> str | None:
+    """What a prompt's field looks like, if the place is in one."""
+    return _FORMS.get(str(place[2])) if place[0] == "prompts" and len(place) > 2 else None
 
 
 def _name_place(place: list[int | str], fields: Mapping[str, Any]) -> str:

@@ -125,7 +125,9 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception:
         # besides BadZipFile, zipfile raises whatever the fields of a damaged directory lead to
-        raise UserError(f"{path}: is not a zip of masks") from None
+        raise UserError(
+            f"{path}: is not a zip of masks, {{frame_index}}_{{object_id}}.png or .npy"
+        ) from None
 
 
 def _explain(error: Exception) -> str:

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from masklet.dataset import load_overrides
 from masklet.errors import UserError
-from masklet.job import SegmentJob, load_job_fields, make_job
+from masklet.job import SegmentJob, are_inline, load_job_fields, make_job
 
 Command = Callable[..., None]
 _CONFIG_HELP = "Job file (YAML or JSON) with any of these fields; options override it."
@@ -87,7 +87,7 @@ def _job_of(file: str | None, config: Path | None, given: dict[str, Any]) -> Seg
         return make_job(fields)
     for name in _PATH_FIELDS & fields.keys():
         # those in the job file are relative to it, those on the command line are not
-        if "://" not in str(fields[name]):
+        if "://" not in str(fields[name]) and not are_inline(fields[name]):
             fields[name] = str(Path.cwd() / fields[name])
     return make_job(load_job_fields(config) | fields, base=config.absolute().parent)
 
@@ -109,6 +109,9 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         return _parameter(
             name, str | None, typer.Option(flag, metavar=choices, help=description + shown)
         )
+    if name == "prompts":
+        how = typer.Option(flag, metavar="FILE|JSON", help=description)
+        return _parameter(name, str | None, how)
     if name in _PATH_FIELDS:
         metavar = "ZIP" if name == "mask_prompts" else "FILE"
         how = typer.Option(flag, metavar=metavar, help=description)

@@ -151,7 +151,11 @@ def test_every_field_can_be_given() -> None:
         ("bbox_tracking", None, "not None"),
         ("preview", [], "not []"),
         ("multimask_output", 0.5, "not 0.5"),
-        ("maskprompts", 1, "is not a field; the fields are file, model_type"),
+        (
+            "maskprompts",
+            1,
+            "is not a field, did you mean mask_prompts? the fields are file",
+        ),
         ("[red]\nx" + "y" * 10_000, 1, "is not a field"),
     ],
     ids=short,
@@ -193,10 +197,11 @@ def test_a_prompt_names_itself_by_index_frame_and_object() -> None:
         ({"labels": "leave out"}, "1 points but 0 labels"),
         ({"points": None}, "neither points nor a box"),
         ({"points": "leave out", "box": [0, 0, 1, 1]}, "0 points but 1 labels"),
-        ({"points": []}, "points"),
-        ({"points": [[1, 2, 3]]}, "points.0"),
-        ({"points": [[1]]}, "points.0.1 is missing"),
-        ({"points": [1, 2]}, "points.0"),
+        ({"points": []}, "points should be a list of [x, y], not []"),
+        ({"points": [[1, 2, 3]]}, "points should be a list of [x, y], not [[1, 2, 3]]"),
+        ({"points": [[1]]}, "points should be a list of [x, y], not [[1]]"),
+        ({"points": [1, 2]}, "points should be a list of [x, y], not [1, 2]"),
+        ({"points": "1, 2"}, "points should be a list of [x, y], not '1, 2'"),
         ({"points": [["1", 2]]}, "not '1'"),
         ({"points": [[True, 2]]}, "not True"),
         ({"points": [[None, 2]]}, "not None"),
@@ -207,12 +212,12 @@ def test_a_prompt_names_itself_by_index_frame_and_object() -> None:
         ({"labels": [2]}, "labels.0 should be 0 or 1, not 2"),
         ({"labels": [-1]}, "not -1"),
         ({"labels": ["1"]}, "not '1'"),
-        ({"labels": 1}, "labels"),
-        ({"box": [1, 2, 3]}, "box"),
-        ({"box": [1, 2, 3, 4, 5]}, "box"),
+        ({"labels": 1}, "labels should be a list of 1 (on the object) and 0 (not on it), not 1"),
+        ({"box": [1, 2, 3]}, "box should be [x_min, y_min, x_max, y_max], not [1, 2, 3]"),
+        ({"box": [1, 2, 3, 4, 5]}, "box should be [x_min, y_min, x_max, y_max], not [1, 2, 3, 4"),
         ({"box": [1, 2, float("nan"), 4]}, "box.2 should be a finite number, not nan"),
         ({"box": [1, 2, 3, "4"]}, "not '4'"),
-        ({"box": {"x": 1}}, "box"),
+        ({"box": {"x": 1}}, "box should be [x_min, y_min, x_max, y_max], not {'x': 1}"),
         ({"frame_index": True}, "frame_index should be a valid integer, not True"),
         ({"frame_index": 0.0}, "not 0.0"),
         ({"frame_index": "0"}, "not '0'"),
@@ -223,6 +228,11 @@ def test_a_prompt_names_itself_by_index_frame_and_object() -> None:
         ({"object_id": "leave out"}, "object_id is missing"),
         ({"mask": 1}, "mask is not a field; a prompt has frame_index, object_id"),
         ({"[/red]": 1}, "[/red] is not a field"),
+        ({"bbox": [1, 2, 3, 4]}, "bbox is not a field, did you mean box? a prompt has"),
+        ({"points": "leave out", "point_coords": [[1, 2]]}, "did you mean points?"),
+        ({"labels": "leave out", "point_labels": [1]}, "did you mean labels?"),
+        ({"object_id": "leave out", "obj_id": 1}, "obj_id is not a field, did you mean object_id?"),
+        ({"frame_index": "leave out", "frame": 1}, "did you mean frame_index?"),
     ],
 )
 def test_a_prompt_that_is_wrong(fields: dict[str, Any], words: str) -> None:
@@ -321,6 +331,20 @@ def test_prompts_by_path(tmp_path: Path, name: str, wrapped: bool, mark: bytes) 
     assert make_job({"file": "a.mp4", "prompts": path}) == inline
     assert make_job({"file": "a.mp4", "prompts": str(path)}) == inline
     assert SegmentJob.model_validate({"file": "a.mp4", "prompts": path}) == inline
+
+
+def test_prompts_as_json_in_place_of_a_path() -> None:
+    given = make_job({"file": "a.mp4", "prompts": [CLICK, BOX]})
+    assert make_job({"file": "a.mp4", "prompts": f" {json.dumps([CLICK, BOX])}"}) == given
+    assert make_job({"file": "a.mp4", "prompts": json.dumps({"prompts": [CLICK, BOX]})}) == given
+    assert refused(prompts="[{").startswith("prompts: is not valid JSON: Expecting")
+    assert refused(prompts="[" * 100_000).startswith("prompts: is not valid JSON: it is nested too")
+    assert refused(prompts='{"a": 1}').startswith("prompts: prompts are a list of {frame_index")
+
+
+def test_one_prompt_is_a_list_of_one(tmp_path: Path) -> None:
+    path = put(tmp_path / "p.json", json.dumps(CLICK))
+    assert load_prompt_list(path) == [CLICK]
 
 
 def test_prompts_in_real_yaml(tmp_path: Path) -> None:
