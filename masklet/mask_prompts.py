@@ -19,6 +19,7 @@ from masklet.job import OBJECT_ID_PATTERN, ObjectId
 MAX_MEMBERS = 100_000
 MAX_BYTES = 2**32  # of all masks in memory, one byte a pixel
 _MEMBER_NAME = re.compile(rf"(\d{{1,9}})_({OBJECT_ID_PATTERN})\.(png|npy)", re.ASCII)
+_LEFT_BY_MACOS = re.compile(r"__MACOSX/|\.DS_Store$")
 _ENCRYPTED = 0x1
 _NPY_HEADER_BYTES = 4096
 
@@ -86,6 +87,7 @@ class MaskPrompts:
     def _list(self, members: list[zipfile.ZipInfo]) -> None:
         if len(members) > MAX_MEMBERS:
             raise UserError(f"{self._path}: has {len(members)} entries; {MAX_MEMBERS} are allowed")
+        members = [one for one in members if not _LEFT_BY_MACOS.match(one.filename)]
         for member in members:
             self._add(member)
         if not members:

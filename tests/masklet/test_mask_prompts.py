@@ -160,6 +160,14 @@ def test_names_split_at_the_first_underscore_and_digits_are_ints(path: Path) -> 
             np.testing.assert_array_equal(masks.read(*key), MASK)
 
 
+def test_what_macos_leaves_in_a_zip_does_not_count(path: Path) -> None:
+    zip_of(
+        path, {"__MACOSX/": b"", "__MACOSX/._0_1.png": b"x", ".DS_Store": b"x", "0_1.png": gray()}
+    )
+    with MaskPrompts(path, WIDTH, HEIGHT) as masks:
+        assert masks.keys == [(0, 1)]
+
+
 # Names
 
 BAD_NAMES = [
@@ -186,7 +194,7 @@ BAD_NAMES = [
     f"0_{'a' * 65}.png",
     "1234567890_1.png",
     "[red]0_1.png",
-    "__MACOSX/._0_1.png",
+    "._0_1.png",
     "x" * 5000,
 ]
 
