@@ -15,8 +15,9 @@ export SAM2_BUILD_CUDA := 0
 demo: .venv/installed
 	$(BIN)/python -m demo --out out/demo
 
+# A process waits passively for its threads, as two processes share the cores.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check

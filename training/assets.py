@@ -31,8 +31,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Image.MAX_IMAGE_PIXELS = None
-
 PHOTO_HEIGHT, PHOTO_WIDTH = 384, 512
 CUTOUT_SIZE = 160
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -201,6 +199,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path, help="folders of further pictures")
     parser.add_argument("--out", type=Path, default=Path("training/runs/bank"))
     args = parser.parse_args()
+    Image.MAX_IMAGE_PIXELS = None  # the folders are one's own, and photographs are large
     print(json.dumps(build(args.folders, args.out)))
 
 
