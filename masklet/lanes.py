@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 _MANY_OBJECTS, _MANY_FRAMES = 64, 4
 _MOST_OBJECTS_ON_CPU = 8
-_BATCHES_AHEAD = 3
+_FRAMES_AHEAD = 2
 _SMALL_IMAGE = 512
 
 Tracked = list[tuple[Prediction, MemoryBank]]
@@ -82,7 +82,7 @@ class Lanes:
         self._pool.submit(self.network.warm_up, self.frames_per_batch, memories).result()
 
     def encode(self, images: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, FrameFeatures]]:
-        """Encode frames (position, image) some batches ahead of the one that is asked for."""
+        """Encode frames (position, image) ahead of the one that is asked for."""
         ahead: deque[tuple[list[int], Future[list[FrameFeatures]]]] = deque()
 
         def submit() -> None:
@@ -90,7 +90,7 @@ class Lanes:
                 positions, pictures = zip(*batch, strict=True)
                 ahead.append((list(positions), self._pool.submit(self._encode, pictures)))
 
-        for _ in range(_BATCHES_AHEAD):
+        for _ in range(max(1, _FRAMES_AHEAD // self.frames_per_batch)):
             submit()
         while ahead:
             positions, encoded = ahead.popleft()
