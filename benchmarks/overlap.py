@@ -27,25 +27,25 @@ from benchmarks.machine import describe
 from benchmarks.tracker_speed import DTYPES, ours
 from benchmarks.upstream import any_weights
 from masklet import propagate
-from masklet.media import read_frames
 from masklet.models import find_model
 from masklet.network import Network
 from masklet.plan import Plan
 from masklet.store import MaskletRow, MaskletWriter
-from masklet.tracker import preprocess
 
 
 def parts(plan: Plan, network: Network) -> dict[str, Callable[[], None]]:
     """Decoding, tracking and writing, each without the others."""
     size = network.model.image_size
-    images = [preprocess(frame, size) for _, frame in read_frames(plan.source, plan.timeline)]
+    everywhere = range(len(plan.timeline))
+    read = propagate._images
+    images = dict(read(plan, everywhere, size))
 
     def ready(_: Plan, positions: Sequence[int], __: int) -> Iterator[tuple[int, Tensor]]:
         yield from ((at, images[at]) for at in positions)
 
     def decode() -> None:
-        for _, frame in read_frames(plan.source, plan.timeline):
-            preprocess(frame, size)
+        for _ in read(plan, everywhere, size):
+            pass
 
     def track() -> None:
         with patch.object(propagate, "_images", ready):

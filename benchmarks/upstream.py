@@ -13,7 +13,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from masklet.media import read_frames
 from masklet.models import ModelSpec, load_model, locate_checkpoint, model_config
 from masklet.plan import Plan
-from masklet.tracker import preprocess
+from masklet.preprocess import preprocess
 from tests.masklet.oracle import make_oracle
 
 OPTIMIZED = "sam2.sam2_video_predictor.SAM2VideoPredictorVOS"

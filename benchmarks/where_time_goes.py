@@ -84,7 +84,7 @@ class Clock:
 def clocked(plan: Plan, network: Network, *, count: bool) -> dict[str, Part]:
     clock = Clock(count=count)
     parts = [
-        ("prepare frames", tracker, "preprocess"),
+        ("prepare frames", propagate, "stretch"),
         ("image encoder", Network, "encode"),
         ("memory attention", Fusion, "__call__"),
         ("mask decoder", Network, "decode"),

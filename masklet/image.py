@@ -19,8 +19,8 @@ from masklet.job import ObjectId
 from masklet.media import read_frames
 from masklet.network import Network
 from masklet.plan import Clicks, FramePrompts, Plan
+from masklet.preprocess import preprocess_image
 from masklet.store import MaskletRow, MaskletWriter, object_folder
-from masklet.tracker import PIXEL_MEAN, PIXEL_STD
 from masklet.tracking import publish
 
 _TOP_LEFT, _BOTTOM_RIGHT = 2, 3
@@ -68,18 +68,6 @@ def segment_image(
     return [
         ImageMask(logits[0, at].float().cpu().numpy(), float(scores[0, at])) for at in best_first
     ]
-
-
-def preprocess_image(image: NDArray[np.uint8], image_size: int) -> Tensor:
-    """Stretch an RGB image (H, W, 3) to (3, image_size, image_size) float32, normalized.
-
-    As SAM2ImagePredictor does it: bilinear and antialiased, where a video's frames are bicubic.
-    """
-    pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
-    size = (image_size, image_size)
-    resized = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)[0]
-    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-    return (resized - mean[:, None, None]) / std[:, None, None]
 
 
 def write_image_masklets(

@@ -20,6 +20,7 @@ from masklet import tracker
 from masklet.errors import UserError
 from masklet.heap import give_back_freed_memory, keep_freed_memory
 from masklet.network import FrameFeatures, Network, Prediction
+from masklet.preprocess import normalize
 from masklet.tracker import MemoryBank, Sweep
 
 _log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Lanes:
         self._pool.submit(self.network.warm_up, self.frames_per_batch, memories).result()
 
     def encode(self, images: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, FrameFeatures]]:
-        """Encode frames (position, image) ahead of the one that is asked for."""
+        """Encode frames, (position, stretched image), ahead of the one that is asked for."""
         ahead: deque[tuple[list[int], Future[list[FrameFeatures]]]] = deque()
 
         def submit() -> None:
@@ -122,7 +123,7 @@ class Lanes:
 
     def _encode(self, images: Sequence[Tensor]) -> list[FrameFeatures]:
         try:
-            return self.network.encode(images)
+            return self.network.encode([normalize(self._to_device(image)) for image in images])
         except RuntimeError as error:
             size = self._limits["frames"].lower(error, len(images))
         return [
@@ -130,6 +131,13 @@ class Lanes:
             for at in range(0, len(images), size)
             for one in self._encode(images[at : at + size])
         ]
+
+    def _to_device(self, image: Tensor) -> Tensor:
+        device = self.network.model.device
+        if device.type != "cuda":
+            return image.to(device)
+        # from pinned memory this thread need not wait until the copy has had its turn
+        return image.pin_memory().to(device, non_blocking=True)
 
 
 def _batch_sizes(network: Network, objects: int, threads: int) -> tuple[int, int]:

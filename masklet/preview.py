@@ -17,6 +17,7 @@ from masklet.media import read_frames
 from masklet.network import Network
 from masklet.overlay import colours_of, overlay
 from masklet.plan import Plan
+from masklet.preprocess import preprocess
 from masklet.prompt_marks import draw_prompts, prompts_on
 from masklet.store import upsample
 
@@ -69,7 +70,7 @@ def segment_prompted(
                 logits = zip(plan.object_ids, (mask.logits for mask in found), strict=True)
                 yield frame_index, frame, {one: upsample(low, *size) > 0 for one, low in logits}
                 continue
-            image = tracker.preprocess(frame, network.model.image_size)
+            image = preprocess(frame, network.model.image_size)
             [features] = network.encode(image[None])
             masks = {}
             for one, said in prompts_on(plan.objects, frame_index).items():

@@ -19,10 +19,11 @@ from masklet.lanes import Lanes, Tracked
 from masklet.media import read_frames
 from masklet.network import Network, Prediction
 from masklet.plan import ObjectPlan, Plan
+from masklet.preprocess import normalize, stretch
 from masklet.store import MaskletRow, MaskletWriter, object_folder
 from masklet.tracker import MemoryBank, Sweep
 
-_FRAMES_AHEAD = 4
+_FRAMES_AHEAD = 8
 # a share of the time; on a slow disk it is kept less often
 _MOST_FOR_KEEPING = 0.025
 
@@ -169,7 +170,7 @@ def _condition(
     positions = sorted({plan.position[at] for o in objects for at in o.prompts})
     with closing(_images(plan, positions, network.model.image_size)) as images:
         for position, image in images:
-            [features] = network.encode([image])
+            [features] = network.encode([normalize(image.to(network.model.device))])
             for one in objects:
                 if (prompts := one.prompts.get(plan.timeline[position])) is not None:
                     prediction, memory = tracker.condition(network, features, prompts, frame_size)
@@ -236,20 +237,25 @@ def _row(frame_index: int, prediction: Prediction) -> MaskletRow:
 def _images(
     plan: Plan, positions: Sequence[int], image_size: int
 ) -> Generator[tuple[int, Tensor], None, None]:
-    """Preprocessed frames (3, image_size, image_size), made ahead in a thread of their own."""
+    """Stretched frames, (3, image_size, image_size) uint8, ahead of the one that is asked for.
+
+    One thread reads, several stretch: a GPU would have to wait for one.
+    """
     frames = read_frames(plan.source, [plan.timeline[position] for position in positions])
-    position = iter(positions)
+    with (
+        closing(frames),
+        ThreadPoolExecutor(_FRAMES_AHEAD) as stretchers,
+        ThreadPoolExecutor(1) as reader,
+    ):
 
-    def make() -> tuple[int, Tensor] | None:
-        found = next(frames, None)
-        if found is None:
-            return None
-        return next(position), tracker.preprocess(found[1], image_size)
+        def read() -> Future[Tensor] | None:
+            found = next(frames, None)
+            return None if found is None else stretchers.submit(stretch, found[1], image_size)
 
-    with closing(frames), ThreadPoolExecutor(1) as worker:
-        ahead: deque[Future[tuple[int, Tensor] | None]] = deque(
-            worker.submit(make) for _ in range(_FRAMES_AHEAD)
-        )
-        while (image := ahead.popleft().result()) is not None:
-            ahead.append(worker.submit(make))
-            yield image
+        ahead = deque(reader.submit(read) for _ in range(_FRAMES_AHEAD))
+        for position in positions:
+            image = ahead.popleft().result()
+            if image is None:
+                return
+            ahead.append(reader.submit(read))
+            yield position, image.result()

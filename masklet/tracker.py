@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor
@@ -31,14 +30,6 @@ from torch import Tensor
 from masklet.attention import MemoryTokens
 from masklet.network import FrameFeatures, Network, Prediction
 from masklet.plan import Clicks, FramePrompts
-
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
-# (3, 256): what each of the 256 values of a channel becomes
-_LEVELS = (
-    (np.arange(256, dtype=np.float32) / np.float32(255))[None]
-    - np.array(PIXEL_MEAN, np.float32)[:, None]
-) / np.array(PIXEL_STD, np.float32)[:, None]
 
 # SAM2VideoPredictor clamps the logits it feeds back with a refining click to this range.
 _PREVIOUS_LOGITS_RANGE = 32.0
@@ -103,20 +94,6 @@ class Sweep:
     num_frames: int
     reverse: bool = False
     retain: range = range(0)
-
-
-@torch.inference_mode()
-def preprocess(frame: NDArray[np.uint8], image_size: int) -> Tensor:
-    """Stretch an RGB frame (H, W, 3) to (3, image_size, image_size) float32, normalized.
-
-    The same pixels as `sam2.utils.misc.load_video_frames` makes of a folder of pictures.
-    """
-    resized = Image.fromarray(frame).resize((image_size, image_size), Image.Resampling.BICUBIC)
-    # without torch, which would start a team of threads of its own in the thread that reads ahead
-    channels = np.moveaxis(np.asarray(resized), 2, 0)
-    return torch.from_numpy(
-        np.stack([levels[c] for levels, c in zip(_LEVELS, channels, strict=True)])
-    )
 
 
 @torch.inference_mode()

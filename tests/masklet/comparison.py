@@ -12,9 +12,9 @@ from masklet.media import Source, read_frames
 from masklet.models import find_model
 from masklet.network import Network
 from masklet.plan import Clicks, Direction, FramePrompts, ObjectPlan, Plan
+from masklet.preprocess import preprocess
 from masklet.propagate import segment_frames
 from masklet.store import upsample
-from masklet.tracker import preprocess
 from tests.masklet.oracle import Logits, Prompts, build_oracle, oracle_logits
 
 PROMPTED_TOLERANCE, TRACKED_TOLERANCE = 1e-3, 1e-2

@@ -24,8 +24,8 @@ from masklet.failures import Failure, picture_failure, write_failures
 from masklet.ground_truth import TrueVideo, find_videos
 from masklet.models import find_model
 from masklet.network import Network
+from masklet.preprocess import preprocess
 from masklet.scores import ObjectScore, Scores, VideoScore
-from masklet.tracker import preprocess
 from tests.masklet.oracle import make_oracle
 
 WIDTH, HEIGHT, FRAMES = 128, 80, 7

@@ -23,9 +23,10 @@ from masklet.lanes import Lanes
 from masklet.media import Source, probe
 from masklet.models import find_model, load_model
 from masklet.network import FrameFeatures, Network
+from masklet.preprocess import preprocess
 from masklet.propagate import segment_frames
 from masklet.store import upsample
-from masklet.tracker import MemoryBank, Sweep, condition, preprocess, track
+from masklet.tracker import MemoryBank, Sweep, condition, track
 from tests.conftest import HEIGHT, WIDTH, disc, picture
 from tests.masklet.comparison import TRACKED_TOLERANCE, click, our_logits, plan_of, said
 from tests.masklet.oracle import Prompts, make_oracle
