@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 # sam2 is used without its CUDA extension.
 export SAM2_BUILD_CUDA := 0
 
-.PHONY: demo test lint format kill server worker deploy deploy-check label-scale ui-check fuzz install clean
+.PHONY: demo test lint format kill server worker deploy deploy-check label-scale ui-check fuzz train install clean
 
 demo: .venv/installed
 	$(BIN)/python -m demo --out out/demo
@@ -69,6 +69,17 @@ ui-check: .venv/installed
 # 200 clips on two workers, Postgres and S3, one worker killed; takes some ten minutes.
 label-scale: .venv/installed
 	$(BIN)/python -m benchmarks.label_scale
+
+# nano from random weights; stopped and started again, it goes on. training/README.md
+train: .venv/installed training/runs/bank/names.json
+	$(BIN)/python -m training.train
+	$(BIN)/python -m training.export
+	$(BIN)/python -m training.curves
+	$(BIN)/python -m training.evaluate --clips 100
+
+# Fetches Debian packages; elsewhere: python -m training.assets FOLDER…
+training/runs/bank/names.json: .venv/installed
+	$(BIN)/python -m training.assets --debian training/runs/pictures
 
 install: .venv/installed
 

@@ -1,19 +1,9 @@
 """The bank of pictures that the procedural world is made of: photographs and cut-outs.
 
-scikit-image's bundled pictures are always there. A folder of further pictures may be given, for
-example Debian packages unpacked with ``dpkg -x``: opaque pictures become backgrounds and textures,
-pictures with an alpha channel become cut-outs. ``python -m training.assets`` builds the bank once;
-training only maps it into memory.
-
-| source | what | licence |
-|---|---|---|
-| scikit-image 0.26 | photographs, textures | public domain, CC0, CC BY (data/README.txt) |
-| Debian gnome-backgrounds 43.1 | drawings, photographs | CC BY-SA 3.0 |
-| Debian mate-backgrounds 1.26 | photographs, drawings | CC BY-SA 4.0, GPL-2+ |
-| Debian plasma-workspace-wallpapers 5.27 | drawings, photographs | LGPL-3, CC BY-SA 4.0 |
-| Debian lomiri-wallpapers-16.04, -20.04 (20.04.0) | photographs | CC BY-SA |
-| Debian ukui-wallpapers 20.04.3 | photographs, drawings | CC BY-SA |
-| Debian openclipart-png 0.18 | cut-outs | public domain |
+Opaque pictures become backgrounds and textures, pictures with an alpha channel become cut-outs.
+scikit-image's bundled pictures are always there (public domain, CC0, CC BY); further ones come from
+the Debian packages of `training.packages`, or from folders of one's own. ``python -m
+training.assets`` builds the bank once; training only maps it into memory.
 """
 
 from __future__ import annotations
@@ -31,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.packages import fetch
+
 PHOTO_HEIGHT, PHOTO_WIDTH = 384, 512
-CUTOUT_SIZE = 160
+CUTOUT_SIZE = 224
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 HELD_OUT_PERCENT = 12
 SCENE_BYTES, SCENE_COLOURS = 150_000, 60
@@ -44,8 +36,8 @@ Uint8 = NDArray[np.uint8]
 class Bank:
     """One split of the bank.
 
-    photos: uint8 (N, 384, 512, 3), RGB. cutouts: uint8 (M, 160, 160, 4), RGB and alpha 0..255;
-    M may be 0, N may not.
+    photos: uint8 (N, 384, 512, 3), RGB. cutouts: uint8 (M, 224, 224, 4), RGB and alpha 0..255;
+    M may be 0, N may not. Cut-outs richest in colours come first.
     """
 
     photos: Uint8
@@ -85,7 +77,7 @@ def colours(photo: Uint8) -> int:
 
 
 def to_cutout(picture: Image.Image) -> Uint8 | None:
-    """RGBA picture -> uint8 (160, 160, 4) centred on its opaque part, or None if it is no object.
+    """RGBA picture -> uint8 (224, 224, 4) centred on its opaque part, or None if it is no object.
 
     An object here is one that is mostly one opaque piece: line drawings, texts and full frames
     would teach that holes belong to objects, or nothing at all.
@@ -188,7 +180,10 @@ def build(folders: list[Path], out: Path, limit: int = 4000) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     for key, arrays in kept.items():
         empty = (0, CUTOUT_SIZE, CUTOUT_SIZE, 4)
-        np.save(out / f"{key}.npy", np.stack(arrays) if arrays else np.zeros(empty, np.uint8))
+        order = sorted(range(len(arrays)), key=lambda i: -colours(arrays[i][..., :3]))
+        names[key] = [names[key][i] for i in order]
+        rich_first = [arrays[i] for i in order]
+        np.save(out / f"{key}.npy", np.stack(rich_first) if arrays else np.zeros(empty, np.uint8))
     (out / "names.json").write_text(json.dumps(names, indent=1))
     return {key: len(value) for key, value in names.items()}
 
@@ -197,10 +192,12 @@ def main() -> None:
     """Command line: build the bank."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("folders", nargs="*", type=Path, help="folders of further pictures")
+    parser.add_argument("--debian", type=Path, help="fetch Debian's packages into this folder")
     parser.add_argument("--out", type=Path, default=Path("training/runs/bank"))
     args = parser.parse_args()
     Image.MAX_IMAGE_PIXELS = None  # the folders are one's own, and photographs are large
-    print(json.dumps(build(args.folders, args.out)))
+    fetched = fetch(args.debian) if args.debian else []
+    print(json.dumps(build(fetched + args.folders, args.out)))
 
 
 if __name__ == "__main__":

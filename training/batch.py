@@ -28,7 +28,12 @@ class Batch:
     def rows(self) -> Tensor:
         """Which video each object belongs to, int64 (V N,)."""
         videos = len(self.frames)
-        return torch.arange(videos).repeat_interleave(len(self.masks) // videos)
+        order = torch.arange(videos, device=self.frames.device)
+        return order.repeat_interleave(len(self.masks) // videos)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(self.frames.to(device), self.masks.to(device))
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,9 @@ def draw(rng: Rng, bank: Bank, size: int, videos: int, frames: int, objects: int
 
 def boolean(masks: Tensor) -> list[NDArray[np.bool_]]:
     """(B, S, S) tensor -> B boolean arrays."""
-    return list((masks > 0).numpy())
+    return list((masks > 0).cpu().numpy())
 
 
-def tensors(points: prompts.Points) -> tuple[Tensor, Tensor]:
+def tensors(points: prompts.Points, device: torch.device) -> tuple[Tensor, Tensor]:
     """Prompts as the prompt encoder wants them."""
-    return torch.from_numpy(points[0]), torch.from_numpy(points[1])
+    return torch.from_numpy(points[0]).to(device), torch.from_numpy(points[1]).to(device)

@@ -98,7 +98,8 @@ def initialise(model: SAM2Base) -> None:
 
 def normalise(frames: Tensor) -> Tensor:
     """uint8 (B, S, S, 3) -> float32 (B, 3, S, S), ImageNet's mean and deviation."""
-    return (frames.permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
+    pixels = frames.permute(0, 3, 1, 2).float() / 255
+    return (pixels - MEAN.to(frames.device)) / STD.to(frames.device)
 
 
 def encode(model: SAM2Base, pictures: Tensor) -> Features:
@@ -139,7 +140,7 @@ def decode(
 
 def choose(model: SAM2Base, answer: Answer, multimask: bool) -> tuple[Tensor, Tensor]:
     """The mask the tracker takes, logits (B, 1, h, w), and its object pointer (B, C)."""
-    batch = torch.arange(len(answer.ious))
+    batch = torch.arange(len(answer.ious), device=answer.ious.device)
     best = 1 + answer.ious[:, 1:].argmax(1) if multimask else torch.zeros_like(batch)
     here = answer.presence > 0
     mask = torch.where(here[:, None, None], answer.logits[batch, best][:, None], NO_OBJ_SCORE)

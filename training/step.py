@@ -44,7 +44,7 @@ def ask(
         return [], memory, (target * 20 - 10)[:, None, ::4, ::4]
     masks = boolean(target)
     points = prompts.sample(rng, masks, kind, plan.count)
-    answer = prompted(model, features, tensors(points))
+    answer = prompted(model, features, tensors(points, target.device))
     parts = [losses(answer.logits, answer.ious, answer.presence, target)]
     low, pointer = choose(model, answer, points[1].shape[1] <= 1)
     if plan.correction:
@@ -68,7 +68,7 @@ def corrected(
     full = F.interpolate(hint, size=target.shape[-2:], mode="bilinear", align_corners=False)
     points = prompts.correct(rng, boolean(full[:, 0]), boolean(target), points)
     use_hint = hint if rng.random() < 0.5 else None
-    return prompted(model, features, tensors(points), use_hint), points
+    return prompted(model, features, tensors(points, target.device), use_hint), points
 
 
 def follow(

@@ -2,7 +2,8 @@
 
 Every random choice of a step comes from (seed, stage, step, rank), so a run that was stopped goes
 on as if it had not been. Ranks are processes with one thread each that average their gradients:
-on CPU that is faster than one process with as many threads.
+on CPU that is faster than one process with as many threads. On a GPU one rank trains while other
+processes draw its clips.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ import json
 import math
 import os
 import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +31,16 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from training.assets import Bank, load_bank
-from training.batch import draw, plan
+from training.batch import Batch, Plan, draw, plan
 from training.export import load_weights
 from training.model import build, initialise
 from training.optim import exchange, optimizers
-from training.precision import mixed
+from training.precision import products, quicker
 from training.step import loss
 
 SEED = 2
 IMAGES_PER_CLIP = 4
+BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class State:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""
-        kept = torch.load(path, weights_only=True)
+        kept = torch.load(path, map_location=self.model.device, weights_only=True)
         self.model.load_state_dict(kept["model"])
         self.average = kept["average"]
         for optimizer, state in zip(self.optimizers, kept["optimizers"], strict=True):
@@ -119,18 +126,40 @@ def resize(model: SAM2Base, size: int) -> None:
     encoder.mask_input_size = (4 * grid, 4 * grid)
 
 
-def update(state: State, stage: Stage, bank: Bank, rank: int, ranks: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Lesson:
+    """What one step is about: it is the same for all ranks, and follows from its place."""
+
+    stage: Stage
+    place: tuple[int, int]  # of the stage in the recipe, of the step in the stage
+    is_pictures: bool
+    plan: Plan
+
+    def batch(self, bank: Bank, rank: int, ranks: int) -> Batch:
+        """A rank's share of the step's clips."""
+        rng = np.random.default_rng([SEED, *self.place, rank, 0])
+        videos, size, objects = self.stage.videos // ranks, self.stage.size, self.stage.objects
+        if self.is_pictures:
+            return draw(rng, bank, size, videos * IMAGES_PER_CLIP, 1, objects)
+        return draw(rng, bank, size, videos, self.stage.frames, objects)
+
+
+def lesson(stage: Stage, number: int, step: int) -> Lesson:
+    """The lesson of a step of the recipe's `number`-th stage."""
+    rng = np.random.default_rng([SEED, number, step])
+    is_pictures = bool(stage.images and rng.random() < stage.images)
+    frames = 1 if is_pictures else stage.frames
+    return Lesson(stage, (number, step), is_pictures, plan(rng, frames))
+
+
+def update(
+    state: State, given: Lesson, batch: Batch, rank: int, ranks: int, precision: str
+) -> dict[str, float]:
     """One step; returns what to write in the log."""
-    shared = np.random.default_rng([SEED, state.stage, state.step])
-    rng = np.random.default_rng([SEED, state.stage, state.step, rank])
-    began = time.process_time()
-    videos, frames = stage.videos // ranks, stage.frames
-    if stage.images and shared.random() < stage.images:
-        videos, frames = videos * IMAGES_PER_CLIP, 1
-    batch = draw(rng, bank, stage.size, videos, frames, stage.objects)
-    drawn = time.process_time()
-    with mixed():
-        value, log = loss(state.model, rng, batch, plan(shared, frames))
+    rng = np.random.default_rng([SEED, *given.place, rank, 1])
+    device = state.model.device
+    with products(precision, device.type):
+        value, log = loss(state.model, rng, batch.to(device), given.plan)
     torch.autograd.backward(value)
     weights = [p for p in state.model.parameters() if p.requires_grad]
     for p in weights:
@@ -141,18 +170,13 @@ def update(state: State, stage: Stage, bank: Bank, rank: int, ranks: int) -> dic
     norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = stage.rate(state.step) * group["share"]
+            group["lr"] = given.stage.rate(state.step) * group["share"]
         optimizer.step()
         optimizer.zero_grad()
     state.step += 1
     state.seen += 1
     follow_average(state)
-    return {
-        "loss": value.item(),
-        "norm": float(norm),
-        **log,
-        "data": (drawn - began) / (time.process_time() - began),
-    }
+    return {"loss": value.item(), "norm": float(norm), **log}
 
 
 class Log:
@@ -197,28 +221,56 @@ def run(rank: int, args: argparse.Namespace) -> None:
     initialise(model)
     if args.weights:
         load_weights(model, args.weights)
+    model.to(args.device)
     average = {k: v.clone() for k, v in model.state_dict().items()}
     state = State(model, average, optimizers(model, 0.0, recipe["weight_decay"], recipe["muon"]))
     state.stage = [s.name for s in stages].index(args.stage) if args.stage else 0
     if (args.out / "last.pt").exists():
         state.load(args.out / "last.pt")
-    bank = load_bank(args.bank, "train")
     log = Log(args.out / "log.jsonl", args.log_every)
-    while state.stage < len(stages):
-        stage = stages[state.stage]
+    for number in range(state.stage, len(stages)):
+        stage = stages[number]
         resize(model, stage.size)
-        while state.step < stage.steps:
+        lessons = [lesson(stage, number, step) for step in range(state.step, stage.steps)]
+        for given, batch in batches(lessons, args.bank, rank, args.ranks, args.workers):
             began = time.time()
-            values = update(state, stage, bank, rank, args.ranks)
+            values = update(state, given, batch, rank, args.ranks, args.precision)
             state.seconds += time.time() - began
             if rank == 0:
                 log.add(state, stage, values)
                 if state.step % args.save_every == 0:
                     state.save(args.out / "last.pt")
-        state.stage, state.step = state.stage + 1, 0
+        state.stage, state.step = number + 1, 0
         if rank == 0:
             state.save(args.out / "last.pt")
             state.save(args.out / f"after_{stage.name}.pt")
+
+
+def batches(
+    lessons: Sequence[Lesson], bank: Path, rank: int, ranks: int, workers: int
+) -> Iterator[tuple[Lesson, Batch]]:
+    """Lessons with their batches, which `workers` processes, or this one, draw ahead."""
+    if workers == 0:
+        here = load_bank(bank, "train")
+        yield from ((one, one.batch(here, rank, ranks)) for one in lessons)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        waiting = iter(lessons)
+        ahead = deque(
+            (one, pool.submit(drawn, one, bank, rank, ranks))
+            for one in islice(waiting, BATCHES_AHEAD * workers)
+        )
+        while ahead:
+            one, batch = ahead.popleft()
+            yield one, batch.result()
+            if more := next(waiting, None):
+                ahead.append((more, pool.submit(drawn, more, bank, rank, ranks)))
+
+
+def drawn(one: Lesson, bank: Path, rank: int, ranks: int) -> Batch:
+    """A lesson's batch, in a process of its own."""
+    torch.set_num_threads(1)
+    return one.batch(load_bank(bank, "train"), rank, ranks)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -231,8 +283,17 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--out", type=Path, default=here / "runs/nano")
     out.add_argument("--weights", type=Path, help="start from this file, not from random weights")
     out.add_argument("--stage", help="start with this stage of the recipe")
-    out.add_argument("--ranks", type=int, default=os.cpu_count() or 1)
+    out.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    out.add_argument("--ranks", type=int, help="unless given, one per core, or one on a GPU")
     out.add_argument("--threads", type=int, default=1, help="per rank")
+    out.add_argument(
+        "--workers", type=int, help="per rank, to draw clips ahead; on a CPU none unless given"
+    )
+    out.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="of matrix products; unless given, what is quicker on this device",
+    )
     out.add_argument("--port", type=int, default=29517)
     out.add_argument("--log-every", type=int, default=20)
     out.add_argument("--save-every", type=int, default=100)
@@ -242,6 +303,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Command line: train, or go on training."""
     args = parser().parse_args(argv)
+    cores, on_cpu = os.cpu_count() or 1, args.device == "cpu"
+    args.ranks = args.ranks or (cores if on_cpu else 1)
+    args.workers = (0 if on_cpu else cores) if args.workers is None else args.workers
+    args.precision = args.precision or (quicker() if on_cpu else "bfloat16")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.ranks == 1:
         run(0, args)

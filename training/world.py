@@ -7,22 +7,30 @@ the tracker squeezes its input, so round things become narrow in wide frames.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from training.assets import Bank
+from training.sprites import (
+    SPRITE,
+    Float32,
+    Limb,
+    Rng,
+    Uint8,
+    limbs,
+    log_uniform,
+    over,
+    shrunk,
+    sprite,
+    texture,
+)
 
-cv2.setNumThreads(0)
-
-SPRITE = 160
 ASPECTS = (16 / 9, 16 / 9, 4 / 3, 1.0, 9 / 16)
-
-Uint8 = NDArray[np.uint8]
-Float32 = NDArray[np.float32]
-Rng = np.random.Generator
+MOST_BLUR = 0.12
+LEAD_SPEED = 3.0
 
 
 @dataclass(frozen=True)
@@ -55,194 +63,49 @@ class Motion:
 
 @dataclass(frozen=True)
 class Body:
-    """One object: its sprite uint8 (h, w, 4), its way, its squash, its wobble and its shadow.
+    """One object: its sprite uint8 (side, side, 4), its way, and how its look changes on it.
 
-    wobble: float32 (h, w, 2), the displacement in sprite pixels at full deflection, or None.
-    shadow: uint8 (h, w), blurred coverage, or None.
+    wobble: float32 (side, side, 2), the displacement in sprite pixels at full deflection, or None.
+    turning: how much narrower it becomes as it turns away, and radians a unit of time.
+    shadow: uint8 (side, side), blurred coverage, or None.
     """
 
     sprite: Uint8
     motion: Motion
     stretch: Float32
-    wobble: Float32 | None
-    wobble_speed: float
-    shadow: Uint8 | None
-    shadow_offset: tuple[float, float]
+    limbs: tuple[Limb, ...] = ()
+    wobble: Float32 | None = None
+    wobble_speed: float = 0.0
+    turning: tuple[float, float] = (0.0, 0.0)
+    shadow: Uint8 | None = None
+    shadow_offset: tuple[float, float] = (0.0, 0.0)
 
+    def pose(self, t: float) -> Uint8:
+        """What it looks like at time t, before it is placed; uint8 (side, side, 4)."""
+        out = self.sprite
+        for limb in self.limbs:
+            out = over(limb.at(t), out) if limb.in_front else over(out, limb.at(t))
+        if self.wobble is None:
+            return out
+        side = out.shape[0]
+        grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).astype(np.float32)
+        grid += self.wobble * np.float32(np.sin(self.wobble_speed * t))
+        x, y = cv2.split(grid)
+        return np.asarray(cv2.remap(out, x, y, cv2.INTER_LINEAR), np.uint8)
 
-def log_uniform(rng: Rng, low: float, high: float) -> float:
-    """A number between low and high, uniform in its logarithm."""
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-
-def noise_texture(rng: Rng, size: int) -> Uint8:
-    """Two to four colours mixed by octaves of value noise; uint8 (size, size, 3)."""
-    field = np.zeros((size, size), np.float32)
-    for octave in range(int(rng.integers(1, 5))):
-        cells = 2 ** (octave + int(rng.integers(1, 3)))
-        grid = rng.random((cells + 1, cells + 1), dtype=np.float32)
-        field += cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC) / (1 + octave)
-    if rng.random() < 0.3:
-        field = np.sin(field * rng.uniform(4, 25)).astype(np.float32)
-    colours = rng.uniform(0, 255, (int(rng.integers(2, 5)), 3))
-    low, high = float(field.min()), float(field.max())
-    where = (field - low) / max(high - low, 1e-6) * (len(colours) - 1)
-    stops = np.arange(len(colours))
-    return np.stack([np.interp(where, stops, colours[:, c]) for c in range(3)], -1).astype(np.uint8)
-
-
-def pattern_texture(rng: Rng, size: int) -> Uint8:
-    """Stripes, checks or dots in two colours; uint8 (size, size, 3)."""
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
-    angle = rng.uniform(0, np.pi)
-    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    k = rng.uniform(8, 60)
-    waves = (np.sin(k * u), np.sin(k * u) * np.sin(k * v), np.maximum(np.sin(k * u), np.sin(k * v)))
-    mix = (waves[int(rng.integers(3))] > rng.uniform(-0.5, 0.5))[..., None]
-    one, two = rng.uniform(0, 255, (2, 3))
-    return np.asarray(np.where(mix, one, two), np.uint8)
-
-
-def plain_texture(rng: Rng, size: int) -> Uint8:
-    """A linear gradient between two near colours; uint8 (size, size, 3)."""
-    one = rng.uniform(0, 255, 3)
-    two = np.clip(one + rng.normal(0, 40, 3), 0, 255)
-    ramp = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
-    column = one + (two - one) * ramp
-    full = np.broadcast_to(column, (size, size, 3))
-    return np.ascontiguousarray(np.rot90(full, int(rng.integers(4)))).astype(np.uint8)
-
-
-def photo_texture(rng: Rng, photo: Uint8, size: int) -> Uint8:
-    """A random square crop of a photograph; uint8 (size, size, 3)."""
-    side = int(log_uniform(rng, 48, min(photo.shape[:2])))
-    top = int(rng.integers(0, photo.shape[0] - side + 1))
-    left = int(rng.integers(0, photo.shape[1] - side + 1))
-    crop = np.ascontiguousarray(photo[top : top + side, left : left + side])
-    return np.asarray(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def texture(rng: Rng, bank: Bank, size: int) -> Uint8:
-    """A texture of a random kind; uint8 (size, size, 3)."""
-    kind = rng.random()
-    if kind < 0.55:
-        return photo_texture(rng, bank.photos[int(rng.integers(len(bank.photos)))], size)
-    if kind < 0.75:
-        return noise_texture(rng, size)
-    return pattern_texture(rng, size) if kind < 0.83 else plain_texture(rng, size)
-
-
-def skin(rng: Rng, bank: Bank, size: int) -> Uint8:
-    """What covers an object; uint8 (size, size, 3).
-
-    Mostly a texture under a colour of its own: things that a person would point at differ from
-    what is around them, and one click on a photograph's crop over another could mean anything.
-    """
-    base = texture(rng, bank, size)
-    return tinted(rng, base, rng.uniform(0.5, 0.9)) if rng.random() < 0.9 else base
-
-
-def tinted(rng: Rng, picture: Uint8, share: float) -> Uint8:
-    """Mix a random colour, seldom a grey one, into a picture; uint8 (h, w, 3)."""
-    hue, saturation, value = rng.uniform(0, 180), rng.uniform(60, 255), rng.uniform(70, 255)
-    pixel = np.array([[[hue, saturation, value]]], np.uint8)
-    colour = np.asarray(cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB), np.float32)
-    return np.asarray(picture * (1 - share) + colour * share, np.float32).astype(np.uint8)
-
-
-def blob(rng: Rng) -> Float32:
-    """Outline of a closed random Fourier curve; float32 (64, 2) in [-1, 1]."""
-    t = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-    radius = np.ones_like(t)
-    for k in range(2, int(rng.integers(3, 8))):
-        radius += rng.normal(0, 0.5 / k) * np.cos(k * t + rng.uniform(0, 2 * np.pi))
-    radius = np.clip(radius, 0.2, None)
-    outline = np.stack([radius * np.cos(t), radius * np.sin(t)], -1)
-    return np.asarray(outline / np.abs(outline).max(), np.float32)
-
-
-def outline(rng: Rng) -> Float32:
-    """Outline of a blob, polygon, ellipse or thin shape; float32 (n, 2) in [-1, 1]."""
-    kind = rng.random()
-    if kind < 0.4:
-        return blob(rng)
-    angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 9))))
-    if kind >= 0.65:
-        angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    points = np.stack([np.cos(angles), np.sin(angles)], -1)
-    if kind < 0.65:
-        points *= rng.uniform(0.4, 1, (len(points), 1))
-    points[:, 1] *= rng.uniform(0.12, 0.25) if kind > 0.9 else rng.uniform(0.4, 1)
-    turn = rng.uniform(0, 2 * np.pi)
-    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    points = points @ rotation
-    return np.asarray(points / max(np.abs(points).max(), 1e-6), np.float32)
-
-
-def fill(
-    alpha: Uint8, points: Float32, centre: tuple[float, float], radius: float, value: int
-) -> None:
-    """Fill an outline in place, antialiased, with 4 fractional bits."""
-    pixels = np.round((points * radius + centre) * 16).astype(np.int32)
-    cv2.fillPoly(alpha, [pixels], value, lineType=cv2.LINE_AA, shift=4)
-
-
-def shape_sprite(rng: Rng, bank: Bank, side: int) -> Uint8:
-    """One to three textured shapes that overlap, sometimes with a hole; uint8 (side, side, 4)."""
-    sprite = np.zeros((side, side, 4), np.uint8)
-    parts = 1 if rng.random() < 0.55 else int(rng.integers(2, 4))
-    cover = skin(rng, bank, side)
-    half = side / 2
-    for part in range(parts):
-        alpha = np.zeros((side, side), np.uint8)
-        radius = half * (0.9 if parts == 1 else rng.uniform(0.35, 0.6))
-        reach = half * 0.9 - radius
-        centre = (half, half) if part == 0 else tuple(half + rng.uniform(-reach, reach, 2))
-        fill(alpha, outline(rng), (float(centre[0]), float(centre[1])), radius, 255)
-        if rng.random() < 0.08:
-            fill(alpha, outline(rng), (float(centre[0]), float(centre[1])), radius * 0.45, 0)
-        if part and rng.random() < 0.2:
-            cover = skin(rng, bank, side)
-        inside = alpha > 0
-        sprite[inside, :3] = cover[inside]
-        sprite[..., 3] = np.maximum(sprite[..., 3], alpha)
-    return shade(rng, sprite)
-
-
-def shade(rng: Rng, sprite: Uint8) -> Uint8:
-    """Light from one side and a round falloff, as on a solid body; uint8 (h, w, 4)."""
-    if rng.random() < 0.4:
-        return sprite
-    x = np.linspace(-1, 1, len(sprite), dtype=np.float32)
-    y = x[:, None]
-    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.5)
-    light = 1 + strength * (x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle)))
-    light -= np.float32(rng.uniform(0, 0.4)) * (x * x + y * y)
-    sprite[..., :3] = np.clip(sprite[..., :3] * light[..., None].astype(np.float32), 0, 255)
-    return sprite
-
-
-def cutout_sprite(rng: Rng, bank: Bank, side: int) -> Uint8:
-    """A cut-out, perhaps mirrored, with other colours or another skin; uint8 (side, side, 4)."""
-    sprite = np.array(bank.cutouts[int(rng.integers(len(bank.cutouts)))])
-    sprite = np.asarray(cv2.resize(sprite, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
-    if rng.random() < 0.5:
-        sprite = np.ascontiguousarray(sprite[:, ::-1])
-    kind = rng.random()
-    if kind < 0.35:
-        sprite[..., :3] = skin(rng, bank, side)
-    elif kind < 0.8:
-        sprite[..., :3] = tinted(rng, sprite[..., :3], rng.uniform(0.3, 0.7))
-    elif kind < 0.85:
-        mix = rng.uniform(0.3, 0.7)
-        sprite[..., :3] = cv2.addWeighted(
-            np.ascontiguousarray(sprite[..., :3]), mix, texture(rng, bank, side), 1 - mix, 0
-        )
-    else:
-        gain = (rng.uniform(0.6, 1.2, 3) if rng.random() < 0.5 else np.ones(3)).astype(np.float32)
-        order = rng.permutation(3) if rng.random() < 0.5 else np.arange(3)
-        sprite[..., :3] = np.clip(sprite[..., :3][..., order] * gain, 0, 255).astype(np.uint8)
-    return shade(rng, sprite)
+    def placement(self, t: float) -> NDArray[np.float64]:
+        """3x3 matrix from sprite pixels to world coordinates."""
+        x, y, angle, log_size = (float(v) for v in self.motion.at(t))
+        side = self.sprite.shape[0]
+        narrower, rate = self.turning
+        scale = np.exp(log_size) / side
+        cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+        stretch = self.stretch * np.array([1 - narrower * np.sin(rate * t) ** 2, 1.0])
+        turn = np.array([[cos, -sin], [sin, cos]]) * stretch
+        out = np.eye(3)
+        out[:2, :2] = turn
+        out[:2, 2] = np.array([x, y]) - turn @ np.array([side / 2, side / 2])
+        return out
 
 
 def wobble_field(rng: Rng, size: int) -> Float32:
@@ -290,42 +153,35 @@ def camera(rng: Rng, aspect: float, speed: float) -> Motion:
 
 
 def body(
-    rng: Rng, bank: Bank, aspect: float, speed: float, size: int, sprite: Uint8 | None = None
+    rng: Rng, bank: Bank, aspect: float, speed: float, size: int, twin: Uint8 | None = None
 ) -> Body:
-    """One random object for a picture of `size` pixels; `sprite` makes it a twin of another."""
-    diameter = log_uniform(rng, 0.22, 0.75)
-    if sprite is None:
-        use_cutout = len(bank.cutouts) > 0 and rng.random() < 0.5
-        side = int(np.clip(1.15 * diameter * size, 20, SPRITE))
-        sprite = (cutout_sprite if use_cutout else shape_sprite)(rng, bank, side)
-    side = sprite.shape[0]
+    """One random object for a picture of `size` pixels; `twin` is the sprite of one like it."""
+    diameter = log_uniform(rng, 0.15, 0.9)
+    side = int(np.clip(1.15 * diameter * size, 24, SPRITE))
+    picture = twin if twin is not None else sprite(rng, bank, side)
+    side = picture.shape[0]
+    parts: list[Limb] = []
+    if twin is None and rng.random() < 0.35:
+        picture = shrunk(picture, 0.55)
+        parts = limbs(rng, bank, picture)
     shadow = None
     if rng.random() < 0.25:
-        shadow = np.asarray(
-            cv2.GaussianBlur(np.ascontiguousarray(sprite[..., 3]), (0, 0), side * 0.04), np.uint8
-        )
-    stretch = np.exp(rng.normal(0, 0.15, 2)).astype(np.float32)
+        alpha = np.ascontiguousarray(picture[..., 3])
+        shadow = np.asarray(cv2.GaussianBlur(alpha, (0, 0), side * 0.04), np.uint8)
     return Body(
-        sprite,
+        picture,
         motion(rng, aspect, speed, diameter),
-        stretch,
+        np.exp(rng.normal(0, 0.15, 2)).astype(np.float32),
+        tuple(parts),
         wobble_field(rng, side) if rng.random() < 0.6 else None,
         float(rng.uniform(2, 12) * speed),
+        (
+            float(rng.uniform(0, 0.6)) if rng.random() < 0.35 else 0.0,
+            float(rng.uniform(1, 5)) * speed,
+        ),
         shadow,
         (float(rng.normal(0, 0.06)), float(rng.uniform(0, 0.08))),
     )
-
-
-def placement(state: Float32, stretch: Float32, side: int) -> NDArray[np.float64]:
-    """3x3 matrix from sprite pixels to world coordinates."""
-    x, y, angle, log_size = (float(v) for v in state)
-    scale = np.exp(log_size) / side
-    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
-    turn = np.array([[cos, -sin], [sin, cos]]) * stretch
-    out = np.eye(3)
-    out[:2, :2] = turn
-    out[:2, 2] = np.array([x, y]) - turn @ np.array([side / 2, side / 2])
-    return out
 
 
 def view(state: Float32, aspect: float, size: int) -> NDArray[np.float64]:
@@ -339,11 +195,13 @@ def view(state: Float32, aspect: float, size: int) -> NDArray[np.float64]:
     return np.asarray(to_pixels @ turn @ to_centre, np.float64)
 
 
-def background(rng: Rng, bank: Bank, size: int) -> Uint8:
-    """What lies behind everything, at about the resolution it is seen at; uint8 (h, w, 3)."""
-    margin = rng.uniform(1.1, 1.8)
-    height = int(size * margin)
-    if rng.random() < 0.25:
+def background(rng: Rng, bank: Bank, size: int, likes: list[Uint8]) -> Uint8:
+    """What lies behind everything, at about the resolution it is seen at; uint8 (h, w, 3).
+
+    Things that do not move stand about in it, some of them `likes`: sprites of objects.
+    """
+    height = int(size * rng.uniform(1.1, 1.8))
+    if rng.random() < 0.15:
         return texture(rng, bank, height)
     photo = bank.photos[int(rng.integers(len(bank.photos)))]
     rows = int(rng.uniform(0.3, 1) * photo.shape[0])
@@ -354,22 +212,65 @@ def background(rng: Rng, bank: Bank, size: int) -> Uint8:
     if rng.random() < 0.5:
         crop = np.ascontiguousarray(crop[:, ::-1])
     scene = np.asarray(cv2.resize(crop, (height, height), interpolation=cv2.INTER_AREA), np.uint8)
-    if rng.random() < 0.7:  # out of focus, as behind most things that are filmed
-        scene = np.asarray(
-            cv2.GaussianBlur(scene, (0, 0), rng.uniform(1, 4) * size / 256), np.uint8
-        )
+    if rng.random() < 0.6:
+        for _ in range(int(rng.integers(1, 8))):
+            side = int(log_uniform(rng, 0.06, 0.4) * size)
+            is_like = rng.random() < 0.3
+            thing = likes[int(rng.integers(len(likes)))] if is_like else sprite(rng, bank, side)
+            stand(rng, scene, thing, side)
+    if rng.random() < 0.5:  # out of focus, as behind most things that are filmed
+        sigma = rng.uniform(0.5, 3) * size / 256
+        scene = np.asarray(cv2.GaussianBlur(scene, (0, 0), sigma), np.uint8)
     return scene
 
 
+def stand(rng: Rng, scene: Uint8, thing: Uint8, side: int) -> None:
+    """Draw a sprite at a random place of a background (h, w, 3), in place, `side` pixels large."""
+    height, width = scene.shape[:2]
+    small = cv2.resize(thing, (side, side), interpolation=cv2.INTER_AREA)
+    top, left = int(rng.integers(0, height - side)), int(rng.integers(0, width - side))
+    patch = scene[top : top + side, left : left + side]
+    cover = small[..., 3:].astype(np.float32) * (1 / 255)
+    patch[:] = (patch + (small[..., :3] - patch.astype(np.float32)) * cover).astype(np.uint8)
+
+
+def streak(shift: NDArray[np.float64], most: float) -> Float32 | None:
+    """The kernel of motion blur along `shift` pixels, or None where it would not show."""
+    length = float(min(np.hypot(*shift), most))
+    if length < 1.5:
+        return None
+    side = 2 * int(np.ceil(length / 2)) + 1
+    kernel = np.zeros((side, side), np.float32)
+    way = shift / np.hypot(*shift) * length / 2
+    ends = [np.round((side // 2 + sign * way) * 16).astype(int) for sign in (-1, 1)]
+    start, end = ((int(x), int(y)) for x, y in ends)
+    cv2.line(kernel, start, end, 1.0, lineType=cv2.LINE_AA, shift=4)
+    return np.asarray(kernel / kernel.sum(), np.float32)
+
+
 def draw(
-    frame: Uint8, labels: Uint8, index: int, thing: Body, t: float, to_pixels: NDArray[np.float64]
+    frame: Uint8,
+    labels: Uint8,
+    index: int,
+    thing: Body,
+    t: float,
+    to_pixels: NDArray[np.float64],
+    later: NDArray[np.float64] | None = None,
 ) -> None:
-    """Draw one object into frame (S, S, 3) and labels (S, S), in place."""
-    sprite, side, size = thing.sprite, thing.sprite.shape[0], frame.shape[0]
-    matrix = to_pixels @ placement(thing.motion.at(t), thing.stretch, side)
+    """Draw one object into frame (S, S, 3) and labels (S, S), in place.
+
+    to_pixels: from the world at time t. later: from sprite pixels to where they are when the
+    shutter closes, or None for a shutter that takes no time.
+    """
+    side, size = thing.sprite.shape[0], frame.shape[0]
+    matrix = to_pixels @ thing.placement(t)
+    centre = np.array([side / 2, side / 2, 1.0])
+    shift = np.zeros(2) if later is None else ((later - matrix) @ centre)[:2]
+    kernel = streak(shift, MOST_BLUR * size)
+    margin = 0 if kernel is None else kernel.shape[0] // 2
     corners = np.array([[0, 0, 1], [side, 0, 1], [0, side, 1], [side, side, 1.0]]) @ matrix[:2].T
-    left, top = (int(v) for v in np.clip(np.floor(corners.min(0)), 0, size))
-    right, bottom = (int(v) for v in np.clip(np.ceil(corners.max(0)) + 1, 0, size))
+    left, top = (int(v) for v in np.clip(np.floor(corners.min(0)) - margin, 0, size))
+    right, bottom = (int(v) for v in np.clip(np.ceil(corners.max(0)) + 1 + margin, 0, size))
     if right - left < 1 or bottom - top < 1:
         return
     local = matrix[:2].copy()
@@ -381,15 +282,14 @@ def draw(
         moved[:, 2] += np.array(thing.shadow_offset) * size * np.exp(thing.motion.at(t)[3])
         dark = cv2.warpAffine(thing.shadow, moved, extent)[..., None].astype(np.float32)
         patch[:] = (patch * (1 - dark * (0.5 / 255))).astype(np.uint8)
-    if thing.wobble is not None:
-        grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).astype(np.float32)
-        grid += thing.wobble * np.float32(np.sin(thing.wobble_speed * t))
-        x, y = cv2.split(grid)
-        sprite = np.asarray(cv2.remap(sprite, x, y, cv2.INTER_LINEAR), np.uint8)
-    warped = cv2.warpAffine(sprite, local, extent, flags=cv2.INTER_LINEAR)
+    warped = cv2.warpAffine(thing.pose(t), local, extent, flags=cv2.INTER_LINEAR)
     cover = warped[..., 3:].astype(np.float32) * (1 / 255)
-    patch[:] = (patch + (warped[..., :3] - patch.astype(np.float32)) * cover).astype(np.uint8)
-    labels[top:bottom, left:right][warped[..., 3] >= 128] = index
+    light = warped[..., :3] * cover
+    if kernel is not None:
+        light = cv2.filter2D(light, -1, kernel, borderType=cv2.BORDER_CONSTANT)
+        cover = cv2.filter2D(cover, -1, kernel, borderType=cv2.BORDER_CONSTANT)[..., None]
+    patch[:] = (patch * (1 - cover) + light).astype(np.uint8)
+    labels[top:bottom, left:right][cover[..., 0] >= 0.5] = index
 
 
 @dataclass(frozen=True)
@@ -432,17 +332,53 @@ def cast(rng: Rng, bank: Bank, aspect: float, speed: float, size: int) -> list[B
     """Two to four objects, back to front; sometimes two of them are twins."""
     things: list[Body] = []
     for _ in range(int(rng.integers(2, 5))):
-        twin = things[-1].sprite if things and rng.random() < 0.06 else None
+        twin = things[-1].sprite if things and rng.random() < 0.12 else None
         things.append(body(rng, bank, aspect, speed, size, twin))
     return things
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A path of its own, and the object that it keeps in view, if any.
+
+    share: how much of the lead's way it goes with it. shutter: how long a picture is exposed, in
+    units of time.
+    """
+
+    path: Motion
+    lead: Motion | None
+    share: float
+    shutter: float
+
+    def to_pixels(self, t: float, aspect: float, size: int) -> NDArray[np.float64]:
+        """3x3 matrix from the world at time t to pixels."""
+        state = self.path.at(t)
+        if self.lead is not None:
+            state[:2] += self.share * (self.lead.at(t) - self.lead.at(0))[:2]
+        return view(state, aspect, size)
+
+
+def film(rng: Rng, aspect: float, speed: float, things: list[Body]) -> tuple[Camera, list[Body]]:
+    """A camera, and the objects as it films them: one that it follows goes a longer way."""
+    shutter = float(rng.uniform(0.2, 0.9)) if rng.random() < 0.5 else 0.0
+    path = camera(rng, aspect, speed)
+    if rng.random() < 0.6:
+        return Camera(path, None, 0.0, shutter), things
+    chosen = int(rng.integers(len(things)))
+    way = things[chosen].motion
+    way = replace(way, drift=way.drift * np.array([LEAD_SPEED, 1, 1, 1], np.float32))
+    things = [*things[:chosen], replace(things[chosen], motion=way), *things[chosen + 1 :]]
+    return Camera(path, way, float(rng.uniform(0.7, 1.05)), shutter), things
 
 
 def render(rng: Rng, bank: Bank, size: int, frames: int, stride: float = 1.0) -> Clip:
     """A clip of `frames` pictures of size x size pixels, `stride` units of time apart."""
     aspect = float(ASPECTS[int(rng.integers(len(ASPECTS)))])
-    speed = log_uniform(rng, 0.004, 0.05)
-    things, scenery = cast(rng, bank, aspect, speed, size), background(rng, bank, size)
-    pan, glass = camera(rng, aspect, speed), lens(rng, size)
+    speed = log_uniform(rng, 0.005, 0.08)
+    things = cast(rng, bank, aspect, speed, size)
+    scenery = background(rng, bank, size, [thing.sprite for thing in things])
+    pan, things = film(rng, aspect, speed, things)
+    glass = lens(rng, size)
     cover = 1.05 * max(1.0, scenery.shape[0] / size / 1.4)
     to_world = np.array(
         [
@@ -454,18 +390,27 @@ def render(rng: Rng, bank: Bank, size: int, frames: int, stride: float = 1.0) ->
     pictures = np.empty((frames, size, size, 3), np.uint8)
     labels = np.zeros((frames, size, size), np.uint8)
     for i in range(frames):
-        to_pixels = view(pan.at(i * stride), aspect, size)
-        frame = np.asarray(
-            cv2.warpAffine(
-                scenery,
-                (to_pixels @ to_world)[:2],
-                (size, size),
-                flags=cv2.INTER_LINEAR,
-                borderMode=cv2.BORDER_REFLECT_101,
-            ),
-            np.uint8,
-        )
+        t, closing = i * stride, i * stride + pan.shutter
+        to_pixels, later = (pan.to_pixels(at, aspect, size) for at in (t, closing))
+        frame = scene_at(scenery, to_pixels @ to_world, later @ to_world, size)
         for k, thing in enumerate(things):
-            draw(frame, labels[i], k + 1, thing, i * stride, to_pixels)
-        pictures[i] = glass.apply(rng, frame, i * stride)
+            moved = later @ thing.placement(closing)
+            draw(frame, labels[i], k + 1, thing, t, to_pixels, moved)
+        pictures[i] = glass.apply(rng, frame, t)
     return Clip(pictures, labels)
+
+
+def scene_at(
+    scenery: Uint8, matrix: NDArray[np.float64], later: NDArray[np.float64], size: int
+) -> Uint8:
+    """The background through the camera, blurred by its motion; uint8 (size, size, 3)."""
+    frame = cv2.warpAffine(
+        scenery,
+        matrix[:2],
+        (size, size),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT_101,
+    )
+    centre = np.array([scenery.shape[1] / 2, scenery.shape[0] / 2, 1.0])
+    kernel = streak(((later - matrix) @ centre)[:2], MOST_BLUR * size)
+    return np.asarray(frame if kernel is None else cv2.filter2D(frame, -1, kernel), np.uint8)

@@ -63,7 +63,17 @@ def arguments(work: Path, out: str) -> list[str]:
         "1",
         "--save-every",
         "1",
+        "--precision",
+        "float32",
     ]
+
+
+def test_clips_drawn_ahead_by_other_processes_are_the_same(work: Path) -> None:
+    for workers in ("0", "2"):
+        train.main([*arguments(work, f"drawn{workers}"), "--workers", workers])
+    one, two = (torch.load(work / f"drawn{n}/last.pt", weights_only=True) for n in (0, 2))
+    for name, value in one["model"].items():
+        torch.testing.assert_close(two["model"][name], value)
 
 
 def test_trains_exports_and_goes_on(work: Path) -> None:

@@ -24,7 +24,7 @@ def still(x: float, y: float, diameter: float) -> Motion:
 
 def square(colour: tuple[int, int, int], x: float, y: float, diameter: float) -> Body:
     sprite = np.full((32, 32, 4), (*colour, 255), np.uint8)
-    return Body(sprite, still(x, y, diameter), np.ones(2, np.float32), None, 0.0, None, (0.0, 0.0))
+    return Body(sprite, still(x, y, diameter), np.ones(2, np.float32))
 
 
 def test_same_seed_same_clip(bank: Bank) -> None:

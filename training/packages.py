@@ -1,0 +1,56 @@
+"""Debian packages that ship pictures under free licences, and how to have them in a folder.
+
+They are downloaded and unpacked, never installed; it needs apt-get and dpkg, and some 1.2 GB.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Package:
+    """folders: where its pictures are; unwanted: which files there are none. Patterns below it."""
+
+    name: str
+    licence: str
+    folders: str = "."
+    unwanted: str | None = None
+
+
+PACKAGES = (
+    Package("openclipart-png", "public domain"),
+    Package("gnome-backgrounds", "CC BY-SA 3.0"),
+    Package("mate-backgrounds", "CC BY-SA 4.0, GPL-2+"),
+    Package("plasma-workspace-wallpapers", "CC BY-SA 4.0, LGPL-3"),
+    Package("lomiri-wallpapers-16.04", "CC BY-SA, CC BY, CC0"),
+    Package("lomiri-wallpapers-20.04", "CC BY-SA, CC BY, CC0"),
+    Package("ukui-wallpapers", "CC BY-SA"),
+    # letters and signs are no objects
+    Package("tuxpaint-stamps-default", "GPL-2", "usr/share/tuxpaint/stamps", "symbols/**/*.png"),
+    Package("wesnoth-1.16-data", "GPL-2+", "**/portraits"),
+    # many of its PNG files are maps of normals
+    Package("supertuxkart-data", "CC BY-SA, CC BY, CC0, GPL", "usr/share/games", "**/*.png"),
+)
+
+
+def fetch(root: Path) -> list[Path]:
+    """Download and unpack what is not there yet; return the folders with pictures."""
+    root.mkdir(parents=True, exist_ok=True)
+    folders = []
+    for package in PACKAGES:
+        unpacked = root / package.name
+        if not unpacked.is_dir():
+            subprocess.run(["apt-get", "download", package.name], cwd=root, check=True)
+            [archive] = root.glob(f"{package.name}_*.deb")
+            part = root / f"{package.name}.part"
+            subprocess.run(["dpkg", "-x", archive.name, part.name], cwd=root, check=True)
+            for folder in part.glob(package.folders):
+                for file in folder.glob(package.unwanted) if package.unwanted else ():
+                    file.unlink()
+            part.rename(unpacked)
+            archive.unlink()
+        folders += sorted(p for p in unpacked.glob(package.folders) if p.is_dir())
+    return folders
