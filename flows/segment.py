@@ -14,7 +14,7 @@ from flows.review import check_can_wait, reviewed
 from masklet.cli.progress import progress_bars
 from masklet.job import SegmentJob
 from masklet.pipeline import Outputs, as_returned, check_prompts, ingest, run_job
-from masklet.run import Progress, open_manifest
+from masklet.run import Progress, open_manifest, run_directory
 from masklet.works import Force
 from tasks.progress import ProgressArtifacts, ProgressLog
 from tasks.segment import refusable, task_steps
@@ -48,7 +48,7 @@ def segment(
         Paths of the outputs by name; with `preview` a tuple of the first picture and them, with
         `debug_masks` of the debug video and them.
     """
-    job, out = read_job(job), Path(out)
+    job, out = read_job(job), run_directory(out)
     with _reporting() as progress:
 
         def run(job: SegmentJob, **options: Any) -> Outputs:

@@ -28,6 +28,7 @@ def segment(
     """
     from masklet.job import make_job
     from masklet.pipeline import as_returned, run_job
+    from masklet.run import run_directory
 
     job = make_job({"file": str(file), **fields})
-    return as_returned(job, run_job(job, Path(out)))
+    return as_returned(job, run_job(job, run_directory(out)))

@@ -162,6 +162,16 @@ class Run:
         return advance
 
 
+def run_directory(out: str | Path) -> Path:
+    """The run directory of this name; raises UserError for an empty one.
+
+    As a path that would be the working directory, and an unset variable is easily passed on.
+    """
+    if out == "":
+        raise UserError("out is empty: name a directory for the outputs, '.' for this one")
+    return Path(out)
+
+
 @contextmanager
 def open_run(order: Order, root: Path, progress: Progress, *, wait: bool = False) -> Iterator[Run]:
     """Take hold of a run directory; it is made if it is not there.

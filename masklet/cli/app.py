@@ -13,6 +13,7 @@ from masklet.cli.label import label
 from masklet.cli.progress import progress_bars
 from masklet.cli.tables import print_plan, print_status
 from masklet.job import SegmentJob, job_schema
+from masklet.run import run_directory
 from masklet.works import Force
 
 app = typer.Typer(
@@ -36,7 +37,12 @@ _VERIFY = typer.Option(
 @takes_job
 def segment(
     job: SegmentJob,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run directory for the outputs.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="DIR", parser=run_directory, help="Run directory for outputs."
+        ),
+    ],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be made and why; write nothing.")
     ] = False,

@@ -207,6 +207,7 @@ def test_no_model_of_that_name_here(
         (["segment", "clip.mp4", "--out", "out", "--bogus"], "--bogus"),
         (["segment", "clip.mp4", "more.mp4", "--out", "out"], "more.mp4"),
         (["segment", "clip.mp4", "--out"], "'--out'"),
+        (["segment", "clip.mp4", "--out", ""], "out is empty"),
         (["segment", "--out", "out"], "name a video"),
         (["segment", "-i", "--out", "out"], "-i"),
         (["price", "--out", "out", "clip.mp4"], "--out"),

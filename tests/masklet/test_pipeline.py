@@ -290,6 +290,15 @@ def test_the_python_call(job_fields: dict[str, Any], tmp_path: Path) -> None:
     assert returned[0] == returned[1]["debug_masks"]
 
 
+def test_an_unnamed_run_directory_is_not_the_working_directory(
+    job_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="out is empty"):
+        masklet.segment(**job_fields, out="")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
