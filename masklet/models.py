@@ -98,7 +98,7 @@ def locate_checkpoint(spec: ModelSpec, checkpoint: Path | None = None) -> Path |
     if checkpoint is not None:
         path = checkpoint.expanduser()
         if not path.is_file():
-            raise UserError(f"There is no checkpoint file {path}: {_remedy(spec)}.")
+            raise UserError(f"There is no checkpoint file {path}: {_remedy(spec, path)}.")
         return path
     if spec.repo is None:
         path = REPOSITORY / spec.checkpoint
@@ -273,18 +273,20 @@ def _read_weights(spec: ModelSpec, path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}): {_remedy(spec)}.") from error
+        raise UserError(f"{path} cannot be read ({error}): {_remedy(spec, path)}.") from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is no checkpoint, or holds more than tensors, and was not opened, because "
-            f"that could run code: {_remedy(spec)}."
+            f"that could run code: {_remedy(spec, path)}."
         ) from error
     # A damaged or hostile file can break its parser in any way.
     except Exception as error:
-        raise UserError(f"{path} is truncated or is no checkpoint: {_remedy(spec)}.") from error
+        raise UserError(
+            f"{path} is truncated or is no checkpoint: {_remedy(spec, path)}."
+        ) from error
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise UserError(f"{path} has no state dict under 'model': {_remedy(spec)}.")
+        raise UserError(f"{path} has no state dict under 'model': {_remedy(spec, path)}.")
     return state
 
 
@@ -305,10 +307,12 @@ def _check_weights(
             if other not in (None, spec.name)
             else f"{'; '.join(sorted(problems)[:3])}{' and more' if len(problems) > 3 else ''}"
         )
-        raise UserError(f"{path} does not fit {spec.name}, {guess}: {_remedy(spec)}.")
+        raise UserError(f"{path} does not fit {spec.name}, {guess}: {_remedy(spec, path)}.")
     for name, tensor in state.items():
         if not tensor.float().isfinite().all():
-            raise UserError(f"{path} is damaged, {name} has NaN or infinity: {_remedy(spec)}.")
+            raise UserError(
+                f"{path} is damaged, {name} has NaN or infinity: {_remedy(spec, path)}."
+            )
 
 
 def _mismatch(tensor: object, expected: Tensor) -> str | None:
@@ -353,10 +357,11 @@ def _not_here(spec: ModelSpec) -> UserError:
     return UserError(f"The weights of {spec.name} are not on this machine: {_remedy(spec)}.")
 
 
-def _remedy(spec: ModelSpec) -> str:
-    if spec.repo is None:
-        return "install masklet again, or name weights that fit with --checkpoint PATH"
-    return (
-        f"run `masklet models pull {spec.short_name}` for the published weights, "
-        "or name weights that fit with --checkpoint PATH"
-    )
+def _remedy(spec: ModelSpec, checkpoint: Path | None = None) -> str:
+    """What to do instead of `checkpoint`, or where the model's own weights are missing."""
+    own = "name weights that fit with --checkpoint PATH"
+    if spec.repo is not None:
+        return f"run `masklet models pull {spec.short_name}` for the published weights, or {own}"
+    if checkpoint in (None, REPOSITORY / spec.checkpoint):
+        return f"install masklet again, or {own}"
+    return f"leave out --checkpoint for the bundled weights, or {own}"

@@ -348,10 +348,22 @@ def test_weights_that_are_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert f"no checkpoint file {absent}" in message
         assert "run `masklet models pull tiny`" in message
     assert "no checkpoint file" in error_of(load_model, TINY, tmp_path)
+    assert "leave out --checkpoint for the bundled weights" in error_of(load_model, NANO, absent)
     unbundled = replace(NANO, checkpoint="masklet/weights/absent.safetensors")
     assert locate_checkpoint(unbundled) is None
     assert "install masklet again" in error_of(load_model, unbundled)
     assert "install masklet again" in error_of(pull_checkpoint, unbundled)
+
+
+def test_a_damaged_bundled_file_is_no_fault_of_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("masklet.models.REPOSITORY", tmp_path)
+    damaged = tmp_path / NANO.checkpoint
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"damaged")
+    for named in (None, damaged):
+        assert "install masklet again" in error_of(load_model, NANO, named)
 
 
 def test_an_unknown_device(nano_state: State, tmp_path: Path) -> None:
