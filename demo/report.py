@@ -74,7 +74,7 @@ def report(
     console.print(
         f"{summary['frames']} frames of {summary['width']}x{summary['height']}, "
         + (f"{speed:.1f} frames per second, " if speed else "")
-        + f"price {summary['price']:.2f}"
+        + f"price ${summary['price']:.4f}"
     )
     console.print(f"look first at {_shown(look_first)}", style="bold", soft_wrap=True)
 
@@ -135,7 +135,7 @@ def _size(path: Path) -> str:
 
 
 def _contents(path: Path, frames: int) -> str:
-    """What one output holds, by its kind: pictures, rows, frames or files."""
+    """What one output holds, by its kind: pictures, boxes, frames or files."""
     if path.is_dir():
         return _count(sum(file.is_file() for file in path.rglob("*")), "file")
     if path.suffix == ".zip":
@@ -146,7 +146,7 @@ def _contents(path: Path, frames: int) -> str:
     if path.suffix == ".json":
         document = json.loads(path.read_text(encoding="utf-8"))
         lists = [value for value in document.values() if isinstance(value, list)]
-        return _count(sum(map(len, lists)), "row") if lists else ""
+        return f"{sum(map(len, lists))} boxes" if lists else ""
     return _count(1, "picture") if path.suffix == ".png" else ""
 
 

@@ -94,21 +94,21 @@ def test_the_report_names_outputs_prompts_scores_and_where_to_look_first(clip, m
     (clip / "masklets" / "one.parquet").write_bytes(b"12345")
     names = ("masks.zip", "bbox_tracking.json", "price.json", "masklets", "contact_sheet.png")
     outputs = {Path(name).stem: str(clip / name) for name in names}
-    summary = {"frames": 3, "width": 20, "height": 10, "frames_per_second": 14.24, "price": 0.02}
+    summary = {"frames": 3, "width": 20, "height": 10, "frames_per_second": 14.24, "price": 0.0144}
     console = Console(file=io.StringIO(), width=120)
     report({**outputs, "summary": summary}, clip, clip / "contact_sheet.png", console)
     text = console.file.getvalue()
     for part in (
         "masks.zip",
         "6 pictures",
-        "3 rows",
+        "3 boxes",
         "1 file",
         "5 B",
         "2 clicks on frame 0, box on frame 2",
         "mask on frame 0",
         "0.778",
         "50% of 2",
-        "14.2 frames per second, price 0.02",
+        "14.2 frames per second, price $0.0144",
         "look first at contact_sheet.png",
     ):
         assert part in text
