@@ -105,10 +105,12 @@ def track(
         yield index, list((logits[:, 0] > 0).numpy())
 
 
-def held_out_clip(bank: Bank, number: int, frames: int) -> tuple[NDArray[np.uint8], list[Any]]:
-    """Frames (T, 256, 256, 3) and at most three objects' masks (T, 256, 256)."""
+def held_out_clip(
+    bank: Bank, number: int, frames: int, size: int
+) -> tuple[NDArray[np.uint8], list[Any]]:
+    """Frames (T, size, size, 3) and at most three objects' masks (T, size, size)."""
     rng = np.random.default_rng([SEED, number])
-    clip = render(rng, bank, 256, frames)
+    clip = render(rng, bank, size, frames)
     area = np.bincount(clip.labels[0].ravel(), minlength=2) / clip.labels[0].size
     objects = [k for k in range(1, len(area)) if area[k] >= 0.01]
     return clip.frames, [clip.labels == k for k in rng.permutation(objects)[:3]]
@@ -125,7 +127,7 @@ def synthetic(
     """Scores per kind of prompt on held-out clips; pictures: where to put overlays, if anywhere."""
     scores = {kind: Score() for kind in kinds}
     for number in range(clips):
-        images, truths = held_out_clip(bank, number, frames)
+        images, truths = held_out_clip(bank, number, frames, model.image_size)
         if not truths:
             continue
         with tempfile.TemporaryDirectory() as folder:
