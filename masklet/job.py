@@ -30,9 +30,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from masklet.errors import UserError
 
 OBJECT_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
-MAX_PROMPT_FILE_BYTES = 64 * 2**20
+MAX_PROMPT_FILE_BYTES = 16 * 2**20  # 200,000 clicks, which are checked in seconds
 MAX_YAML_BYTES = 2 * 2**20  # PyYAML is slow: seconds for each MiB
 MAX_YAML_DEPTH = 50
+MAX_KEYS = 1000  # each unknown one would be a problem of its own
 MAX_FRAME_INDEX = 10**9 - 1
 
 ObjectId: TypeAlias = int | str
@@ -58,10 +59,10 @@ class Prompt(BaseModel):
     )
     object_id: StrictInt | StrictStr = Field(description="Number or short name of the object.")
     points: list[tuple[Coordinate, Coordinate]] | None = Field(
-        None, min_length=1, description="Clicks as [[x, y], …]."
+        None, min_length=1, fail_fast=True, description="Clicks as [[x, y], …]."
     )
     labels: list[Literal[0, 1]] | None = Field(
-        None, description="One label a click: 1 is on the object, 0 is not."
+        None, fail_fast=True, description="One label a click: 1 is on the object, 0 is not."
     )
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = Field(
         None, description="[x_min, y_min, x_max, y_max] around the object."
@@ -116,6 +117,7 @@ class SegmentJob(BaseModel):
     )
     prompts: list[Prompt] = Field(
         [],
+        fail_fast=True,
         description="What to segment: a list of {frame_index, object_id, points?, labels?, box?}, "
         "or the path of a JSON or YAML file that holds it.",
     )
@@ -312,11 +314,13 @@ def load_document(path: Path) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON, refusing a key given twice; raises ValueError."""
+    """Parse JSON, refusing a key given twice and mappings of many keys; raises ValueError."""
     return json.loads(text, object_pairs_hook=_distinct)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise ValueError(f"a mapping has {len(pairs)} keys; {MAX_KEYS} are allowed")
     fields = dict(pairs)
     if len(fields) < len(pairs):
         key = Counter(key for key, _ in pairs).most_common(1)[0][0]

@@ -209,6 +209,10 @@ ATTEMPTS: dict[str, Build] = {
     "a mask on frame 99 of 5": masks(("99_1.png", png())),
     # prompts
     "JSON of 100 MB": huge_file,
+    "JSON of a million wrong prompts": prompt_file(f"[{'1,' * 999_999}1]"),
+    "JSON of a million keys": prompt_file(
+        "[{" + ",".join(f'"{number}":1' for number in range(10**6)) + "}]"
+    ),
     "JSON nested 10,000 deep": prompt_file("[" * 10_000 + "]" * 10_000),
     "YAML nested 10,000 deep": prompt_file("[" * 10_000 + "]" * 10_000, "p.yaml"),
     "YAML aliases that grow without end": prompt_file("- &a [1]\n- *a", "p.yaml"),

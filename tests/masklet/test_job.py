@@ -177,6 +177,16 @@ def test_several_problems_are_counted() -> None:
 # Prompts
 
 
+def test_of_many_wrong_prompts_clicks_or_labels_the_first_is_the_answer() -> None:
+    # there may be millions, and each problem takes its time and a kilobyte
+    for fields in (
+        {"prompts": [5] * 100},
+        {"prompts": [{**CLICK, "points": [5] * 100}]},
+        {"prompts": [{**CLICK, "labels": [5] * 100}]},
+    ):
+        assert "more)" not in refused(**fields)
+
+
 def test_points_alone_a_box_alone_and_both() -> None:
     assert accepted().box is None
     assert make_job({"file": "a", "prompts": [BOX]}).prompts[0].points is None
