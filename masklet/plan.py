@@ -112,7 +112,7 @@ def plan_job(job: SegmentJob, source: Source) -> Plan:
     if not job.prompts and job.mask_prompts is None:
         raise UserError("the job has no prompts; give prompts, mask_prompts or both")
     for number, prompt in enumerate(job.prompts):
-        name = f"prompts[{number}] (frame {prompt.frame_index}, object {prompt.object_id!r})"
+        name = _name_prompt(number, prompt)
         _check_frame(prompt.frame_index, first, last, source, name)
         _check_inside(prompt, source, name)
     path, size = job.mask_prompts, (source.width, source.height)
@@ -157,38 +157,47 @@ def _check_frame(frame_index: int, first: int, last: int, source: Source, name: 
             f"{source.num_frames - 1}"
         )
     if not first <= frame_index <= last:
-        raise UserError(f"{name}: the frame is outside the processed range {first} to {last}")
+        raise UserError(
+            f"{name}: the frame is outside the processed range {first} to {last}; prompt a frame "
+            "in it, or change start_frame or end_frame"
+        )
+
+
+def _name_prompt(number: int, prompt: Prompt) -> str:
+    return f"prompts[{number}] (frame {prompt.frame_index}, object {prompt.object_id!r})"
 
 
 def _check_inside(prompt: Prompt, source: Source, name: str) -> None:
     frame = f"the frame of {source.width}x{source.height} pixels"
     for x, y in prompt.points or ():
         if not (0 <= x < source.width and 0 <= y < source.height):
-            raise UserError(f"{name}: the point ({x:g}, {y:g}) is outside {frame}")
+            raise UserError(
+                f"{name}: the point ({x:g}, {y:g}) is outside {frame}; a point is [x, y], with x "
+                f"from 0 to below {source.width} and y from 0 to below {source.height}"
+            )
     if prompt.box is not None:
         x_min, y_min, x_max, y_max = prompt.box
         if x_min < 0 or y_min < 0 or x_max > source.width or y_max > source.height:
             raise UserError(
                 f"{name}: the box {list(prompt.box)} is not inside {frame}; "
-                f"a box is [x_min, y_min, x_max, y_max], with x up to {source.width} and y up to "
-                f"{source.height}"
+                "a box is [x_min, y_min, x_max, y_max], not [x, y, width, height], with x from 0 "
+                f"to {source.width} and y from 0 to {source.height}"
             )
 
 
 def _collect(prompts: Sequence[Prompt], masks: MaskPrompts | None) -> tuple[ObjectPlan, ...]:
     """Group prompts by object, objects in the order in which they are first named."""
     mask_keys = dict.fromkeys(masks.keys if masks else ())
-    order = dict.fromkeys(
-        [p.object_id for p in prompts] + [object_id for _, object_id in mask_keys]
-    )
-    _check_distinct(order)
-    clicks: dict[ObjectId, dict[int, list[Clicks]]] = {object_id: {} for object_id in order}
+    named = [(prompt.object_id, _name_prompt(n, prompt)) for n, prompt in enumerate(prompts)]
+    named += [(key[1], masks.name(*key)) for key in mask_keys if masks]
+    _check_distinct(named)
+    clicks: dict[ObjectId, dict[int, list[Clicks]]] = {object_id: {} for object_id, _ in named}
     for number, prompt in enumerate(prompts):
         on_frame = clicks[prompt.object_id].setdefault(prompt.frame_index, [])
         if prompt.box is not None and on_frame:
             raise UserError(
-                f"prompts[{number}] (frame {prompt.frame_index}, object {prompt.object_id!r}): a "
-                "box must come before the clicks of the same object on the same frame"
+                f"{_name_prompt(number, prompt)}: a box must come before the other prompts of "
+                "its object on its frame, and there is one at most"
             )
         on_frame.append(_clicks(prompt))
     for frame_index, object_id in mask_keys:
@@ -236,10 +245,9 @@ def _merged(prompts: Sequence[Prompt]) -> Clicks:
     """The points of all prompts, and the box of one of them."""
     boxes = [number for number, prompt in enumerate(prompts) if prompt.box is not None]
     if len(boxes) > 1:
-        second = prompts[boxes[1]]
         raise UserError(
-            f"prompts[{boxes[1]}] (frame {second.frame_index}, object {second.object_id!r}): an "
-            "image takes one box, as it gets one mask; give one job a box"
+            f"{_name_prompt(boxes[1], prompts[boxes[1]])}: an image takes one box, as it gets one "
+            "mask; give one job a box"
         )
     clicks = [_clicks(prompt) for prompt in prompts]
     return Clicks(
@@ -249,15 +257,16 @@ def _merged(prompts: Sequence[Prompt]) -> Clicks:
     )
 
 
-def _check_distinct(object_ids: Iterable[ObjectId]) -> None:
+def _check_distinct(named: Iterable[tuple[ObjectId, str]]) -> None:
+    """named: each object id, and what an error calls the prompt that it is of."""
     seen: dict[str, ObjectId] = {}
-    for object_id in object_ids:
-        if str(object_id) in seen:
+    for object_id, name in named:
+        first = seen.setdefault(str(object_id), object_id)
+        if first != object_id:
             raise UserError(
-                f"the object ids {seen[str(object_id)]!r} and {object_id!r} differ only in type; "
-                "use one of them (digits alone in the names of mask prompts are an int)"
+                f"{name}: the object ids {first!r} and {object_id!r} differ only in type; use one "
+                "of them (digits alone in the names of mask prompts are an int)"
             )
-        seen[str(object_id)] = object_id
 
 
 def _clicks(prompt: Prompt) -> Clicks:

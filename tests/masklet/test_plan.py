@@ -170,7 +170,7 @@ def test_a_frame_that_there_is_not() -> None:
 def test_a_frame_outside_the_range(frame_index: int) -> None:
     message = refusal(click(4), click(frame_index), start_frame=3, end_frame=6)
     assert message.startswith(f"prompts[1] (frame {frame_index}, object 1)")
-    assert "3 to 6" in message
+    assert "3 to 6; prompt a frame in it, or change start_frame or end_frame" in message
 
 
 @pytest.mark.parametrize(("x", "y"), [(0, 0), (63.99, 47.99), (0.5, 47)])
@@ -183,6 +183,7 @@ def test_a_point_outside_the_frame(x: float, y: float) -> None:
     message = refusal(click(0), click(3, "cat", x, y))
     assert message.startswith("prompts[1] (frame 3, object 'cat'): the point (")
     assert "64x48" in message
+    assert "x from 0 to below 64 and y from 0 to below 48" in message
 
 
 @pytest.mark.parametrize("edges", [(0, 0, 64, 48), (63, 47, 64, 48), (0.5, 0.5, 1, 1)])
@@ -199,13 +200,16 @@ def test_a_box_outside_the_frame(edges: tuple[float, ...]) -> None:
     message = refusal(box(2, 7, *edges))
     assert message.startswith("prompts[0] (frame 2, object 7): the box [")
     assert "64x48" in message
-    assert "x_max" in message
+    assert "[x_min, y_min, x_max, y_max], not [x, y, width, height]" in message
+    assert "x from 0 to 64 and y from 0 to 48" in message
 
 
 def test_ids_that_differ_in_type_only(tmp_path: Path) -> None:
-    assert "1 and '1' differ only in type" in refusal(click(0, 1), click(0, "1"))
+    message = refusal(click(0, 1), click(0, "cat"), click(3, "1"))
+    assert message.startswith("prompts[2] (frame 3, object '1'): the object ids 1 and '1' differ")
     masks = mask_zip(tmp_path / "masks.zip", "0_1.npy")
-    assert "'1' and 1 differ only in type" in refusal(click(0, "1"), mask_prompts=masks)
+    message = refusal(click(0, "1"), mask_prompts=masks)
+    assert message.startswith(f"{masks}: '0_1.npy': the object ids '1' and 1 differ only in type")
     assert plan(click(0, 1), click(0, "01")).object_ids == (1, "01")
 
 
