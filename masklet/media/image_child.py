@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 ANIMATIONS = ("PNG", "WEBP", "GIF", "AVIF")
@@ -34,6 +35,8 @@ SIZE, PIXELS, ANIMATION, FRAME = b"s", b"p", b"a", b"f"
 GIVEN, REFUSED, ANIMATED = range(3)
 
 _ORIENTATION = 0x0112
+# of TIFF
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO, _PLANAR, _SEPARATE = 258, 262, 0, 284, 2
 
 
 class Refused(Exception):
@@ -96,7 +99,24 @@ class Animation:
 
 
 def _open(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content), formats=FORMATS)
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        if content[4:8] == b"ftyp" and content[8:11] in (b"hei", b"hev", b"mif", b"msf"):
+            raise Refused("is HEIC, which Pillow does not read: save it as JPEG or PNG") from None
+        raise
+    _refuse_misread(image)
+    return image
+
+
+def _refuse_misread(image: Image.Image) -> None:
+    """Raise Refused for what Pillow takes for something else, without an error."""
+    if not isinstance(image, TiffImageFile) or max(image.tag_v2.get(_BITS, (8,))) <= 8:
+        return
+    if image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        raise Refused("is a TIFF of over 8 bits in which 0 is white: save it as PNG")
+    if image.tag_v2.get(_PLANAR) == _SEPARATE and image.tile[0].codec_name == "raw":
+        raise Refused("is a TIFF of over 8 bits with a plane for each colour: save it as PNG")
 
 
 def _is_animation(image: Image.Image) -> bool:

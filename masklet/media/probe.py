@@ -57,7 +57,7 @@ _IMAGE_STARTS = (
     rb"\xff\xd8\xff",
     rb"RIFF....WEBP",
     rb"BM....\0\0\0\0",
-    rb"II\*\0|MM\0\*",
+    rb"II[*+]\0|MM\0[*+]",
     rb"P[1-6]\s",
     rb"\0\0\0\x0cJXL |\xff\x0a",
     rb"\0\0\0\x0cjP  ",
@@ -283,6 +283,8 @@ def _no_frame_error(path: Path, reason: str) -> UserError:
     if "matches no streams" in reason:
         return UserError(f"{name} holds no video, only sound or other data: give a video file")
     if any(sign in reason for sign in _NO_FORMAT):
-        return UserError(f"{name} is not a video in a format that masklet reads, such as mp4")
+        return UserError(
+            f"{name} is not a video or image in a format that masklet reads, such as mp4 or png"
+        )
     because = f" (ffmpeg: {reason})" if reason else ""
     return UserError(f"no frame of {name} can be decoded{because}: is the file complete?")

@@ -970,7 +970,10 @@ def test_the_command_line(clip_site: Site, settings: Settings, tmp_path: Path) -
     options = ["--model-type", "nano", "--prompts", str(prompts), "--out", "out"]
     clip_site.routes["/text"] = lambda request: request.serve(b"no video, but text" * 100)
     for address, line in [
-        (clip_site.address("/text?sig=SECRET"), "text is not a video in a format that masklet"),
+        (
+            clip_site.address("/text?sig=SECRET"),
+            "text is not a video or image in a format that masklet",
+        ),
         (clip_site.address(host="127.0.0.2"), "leads to a private or reserved network address"),
     ]:
         told = masklet("segment", address, *options, cwd=tmp_path)

@@ -169,6 +169,42 @@ def test_colours_of_every_kind(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decoded(saved(tmp_path / "p.png", palette)), few)
 
 
+def tiff(path: Path, *, photometric: int, planar: int, colours: int, big: bool = False) -> Path:
+    """A TIFF of 9x7 pixels of 16 bits, 200 in their high byte, which Pillow does not write."""
+    data = struct.pack("<H", 200 << 8) * (9 * 7)
+    planes = colours if planar == 2 else 1
+    tags = {256: [9], 257: [7], 258: [16] * colours, 259: [1], 262: [photometric]}
+    at, entry, number = (16, "<HHQ8s", "Q") if big else (8, "<HHI4s", "I")
+    after = at + struct.calcsize("<" + number) + 10 * struct.calcsize(entry) + 8
+    starts = [after + 99 + len(data) * plane for plane in range(planes)]
+    sizes = [len(data) * colours // planes] * planes
+    tags |= {273: starts, 277: [colours], 278: [7], 279: sizes, 284: [planar]}
+    directory, extra = b"", b""
+    for tag, values in tags.items():
+        packed = struct.pack(f"<{len(values)}I", *values)
+        inline = len(packed) <= (8 if big else 4)
+        where = packed if inline else struct.pack("<" + number, after + len(extra))
+        directory += struct.pack(entry, tag, 4, len(values), where)
+        extra += b"" if inline else packed
+    count = struct.pack("<Q" if big else "<H", len(tags))
+    head = b"II+\0\x08\0\0\0" if big else b"II*\0"
+    body = head + struct.pack("<" + number, at) + count + directory
+    body += bytes(after - len(body)) + extra
+    path.write_bytes(body + bytes(after + 99 - len(body)) + data * colours)
+    return path
+
+
+def test_tiffs_that_pillow_reads_wrongly_are_refused(tmp_path: Path) -> None:
+    right = {"photometric": 1, "planar": 1, "colours": 1}
+    for big in (False, True):
+        path = tiff(tmp_path / "x.tif", **right, big=big)
+        np.testing.assert_array_equal(decoded(path), np.full((7, 9, 3), 200))
+    colours = {"photometric": 2, "planar": 1, "colours": 3}
+    np.testing.assert_array_equal(decoded(tiff(path, **colours)), np.full((7, 9, 3), 200))
+    assert "in which 0 is white" in refusal(tiff(path, **{**right, "photometric": 0}))
+    assert "a plane for each colour" in refusal(tiff(path, **{**colours, "planar": 2}))
+
+
 def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
     clear = ramp() < 100
     colour = np.where(clear[..., None], (9, 9, 9), (200, 30, 60)).astype(np.uint8)
@@ -233,7 +269,7 @@ def truncated() -> bytes:
         (bomb(0, 5), "is damaged, or no image"),
         (b"\x89PNG\r\n\x1a\n" + b"\xff" * 500, "is damaged, or no image"),
         (b"\xff\xd8\xff" + bytes(500), "is damaged, or no image"),
-        (b"\0\0\0\x18ftypheic" + bytes(100), "no image in a format that masklet reads (JPEG, PNG"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), "x.png is HEIC, which Pillow does not read: save"),
         (b"P6 9 9 255 " + bytes(300), "no image in a format that masklet reads (JPEG, PNG"),
         (animation()[:-400], "cannot be decoded ("),
     ],

@@ -68,7 +68,10 @@ def test_a_bad_item_fails_alone_and_a_rerun_does_what_is_missing(
     assert pq.read_schema(out / "dataset.parquet").equals(SCHEMA)
     first = {row.item_id: row for row in read_rows(str(out / "dataset.parquet"))}
     assert (first["a"].status, first["a"].reason, first["a"].frames) == ("done", "new", 2)
-    assert first["b"].error == "b.mp4 is not a video in a format that masklet reads, such as mp4"
+    assert (
+        first["b"].error
+        == "b.mp4 is not a video or image in a format that masklet reads, such as mp4 or png"
+    )
     assert not (out / "b").exists()
 
     shutil.copy(folder / "a.mp4", folder / "b.mp4")
@@ -189,7 +192,9 @@ def test_an_estimate_adds_up_and_lists_what_would_fail(dataset: Dataset) -> None
     assert (found.items, found.frames, found.objects, found.price) == (2, 4, 2, 0.02)
     assert found.seconds is not None
     assert found.seconds > 0
-    assert found.problems == ["b: b.mp4 is not a video in a format that masklet reads, such as mp4"]
+    assert found.problems == [
+        "b: b.mp4 is not a video or image in a format that masklet reads, such as mp4 or png"
+    ]
 
 
 def test_an_object_that_is_hardly_seen_is_worth_a_look(

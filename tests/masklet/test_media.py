@@ -323,7 +323,7 @@ def test_what_is_no_video_is_refused(tmp_path: Path, video: Callable[[str], Path
     path.write_bytes(b"")
     refused(path, r"x\.mp4 is empty")
     path.write_text("not a video, but a text " * 100)
-    refused(path, "not a video in a format")
+    refused(path, "not a video or image in a format")
     path.write_bytes(np.random.default_rng(0).bytes(100_000))
     refused(path, "x.mp4")
     path.write_bytes(video("long_gop.mp4").read_bytes()[:20_000])
@@ -346,10 +346,10 @@ def test_playlists_reach_no_other_file(tmp_path: Path, video: Callable[[str], Pa
     hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{other}\n#EXT-X-ENDLIST\n"
     for name in ("list.m3u8", "list.mp4"):
         (tmp_path / name).write_text(hls)
-        refused(tmp_path / name, "not a video in a format")
+        refused(tmp_path / name, "not a video or image in a format")
     for name in ("list.ffconcat", "concat.mp4"):
         (tmp_path / name).write_text(f"ffconcat version 1.0\nfile '{other.name}'\n")
-        refused(tmp_path / name, "not a video in a format")
+        refused(tmp_path / name, "not a video or image in a format")
 
 
 def test_a_huge_frame_is_refused(tmp_path: Path) -> None:
