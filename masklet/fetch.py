@@ -137,8 +137,8 @@ def _download(
 
     shown, ends = shown_address(address), time.monotonic() + settings.source_max_seconds
     partial, failed = _Partial(place), 0
+    furthest = partial.size  # a server that makes every try begin anew brings nobody further
     while True:
-        before = partial.size
         known = copy.version if copy else ""
         try:
             with opened(
@@ -151,9 +151,11 @@ def _download(
             return partial.digest.hexdigest(), partial.version
         except Broken as broken:
             error = _late(settings) if time.monotonic() >= ends else broken
+            reached = partial.size
             if error.is_stale:
                 partial.begin("")
-            failed = 0 if partial.size > before else failed + 1
+            failed = 0 if reached > furthest else failed + 1
+            furthest = max(furthest, reached)
             if copy:
                 raise error from None
             # the library of a store has tried again itself

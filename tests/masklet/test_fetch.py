@@ -274,6 +274,22 @@ def test_a_server_that_sends_another_part_is_not_believed(site: Site, settings: 
     assert fetch(site.address(), settings).read_bytes() == CONTENT
 
 
+def test_a_server_that_never_sends_the_part_it_was_asked_for_is_left(
+    site: Site, settings: Settings
+) -> None:
+    def route(request: Request) -> None:
+        if request.number >= 50:
+            request.serve()
+        elif "Range" in request.headers:
+            request.head(206, ETag='"one"', Content_Range="bytes 0-4/5", Content_Length=5)
+            request.send(CONTENT[:5])
+        else:
+            request.serve(until=HALF)
+
+    site.routes["/clip.mp4"] = route
+    refused(site.address(), settings, "cannot be fetched: the server sends another part than it")
+
+
 def test_a_server_may_send_less_than_the_rest(site: Site, settings: Settings) -> None:
     def route(request: Request) -> None:
         if request.number == 0:
