@@ -117,7 +117,8 @@ def propagate(run: Run, plan: Plan, load: "Loader | None" = None) -> None:
     run.reasons.update({(work.stage, work.artifact): why for work, why in tracking.items()})
     if model is not None:
         _say_what_retention_costs(run, outdated)
-        if Reason.FORCED in outdated.values():
+        # not by the reasons: what was never made is new, forced or not
+        if works.is_forced(run.order.force, "propagate"):
             run.clear_scratch()
         with run.recording(outdated) as rows:
             _track(run, plan, outdated, model)

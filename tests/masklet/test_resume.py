@@ -162,6 +162,18 @@ def test_force_begins_anew(fields: dict[str, Any], steps_taken: list[int], tmp_p
     assert steps_taken == [0, 0, 0]
 
 
+def test_force_begins_a_first_run_anew(
+    fields: dict[str, Any], steps_taken: list[int], tmp_path: Path
+) -> None:
+    """What was never made is new and not forced, and yet what was tracked of it does not count."""
+    out = tmp_path / "out"
+    cut_off(fields, out, 9)
+    plan = dry_run(make_job(fields), out, force="propagate")
+    assert not [one for one in plan if "goes on" in one.why]
+    run_job(make_job(fields), out, force="propagate")
+    assert steps_taken == [0, 0]
+
+
 def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
