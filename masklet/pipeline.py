@@ -477,8 +477,10 @@ def _network(run: Run, model: "SAM2Base") -> "Network":
 def _forget_other_objects(run: Run) -> None:
     for row in _other_objects(run.order.asked, run.manifest):
         run.manifest.forget(row.stage, row.artifact)
-        # by name: a manifest from elsewhere could hold any path
-        shutil.rmtree(object_folder(run.masklets, Path(row.artifact).name), ignore_errors=True)
+    # by what is there: a run may have been killed when it had forgotten an object
+    asked = {object_folder(run.masklets, one) for one in run.order.asked.objects}
+    for folder in set(run.masklets.glob("object=*")) - asked:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _other_objects(asked: Asked, manifest: Manifest) -> list[Row]:

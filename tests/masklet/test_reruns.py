@@ -21,7 +21,7 @@ from masklet import exports, manifest, models, overlay, pipeline, tracking, work
 from masklet.errors import UserError
 from masklet.exports import EXPORTS
 from masklet.job import ObjectId, make_job
-from masklet.manifest import Work
+from masklet.manifest import Manifest, Work
 from masklet.media import write_video
 from masklet.models import MODELS, find_model, locate_checkpoint
 from masklet.pipeline import Outputs, run_job
@@ -131,6 +131,26 @@ def test_one_object_more_and_one_less(fields: dict[str, Any], out: Path, eye: Ey
     _, touched = rerun(fields | {"prompts": [CLICK]}, out)
     assert eye.saw_nothing()
     assert touched == {WIDE, "price.json", *OUTPUTS, *NOTES}
+    assert not (out / WIDE).parent.exists()
+
+
+def test_an_object_less_killed_on_the_way(
+    fields: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest has forgotten the object, its masklet is still there."""
+    forget = Manifest.forget
+
+    def killed(self: Manifest, stage: str, artifact: str) -> None:
+        forget(self, stage, artifact)
+        raise KeyboardInterrupt
+
+    fewer = fields | {"prompts": [CLICK]}
+    with monkeypatch.context() as cut:
+        cut.setattr(Manifest, "forget", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(make_job(fewer), out)
+    assert (out / WIDE).exists()
+    run_job(make_job(fewer), out)
     assert not (out / WIDE).parent.exists()
 
 
