@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masklet import lock, storage
+from masklet.atomic import TEMPORARY_FILES
 from masklet.dataset import Dataset, Item
 from masklet.errors import UserError
 from masklet.item_table import ItemRow, ItemTable, blank_row, read_rows
@@ -78,9 +79,19 @@ def label_dataset(
         return table.close()
 
 
-def holding(out: str, *, wait: bool = False) -> AbstractContextManager[None]:
-    """Keep others from writing the manifest of a folder; a store has no locks."""
-    return nullcontext() if storage.is_url(out) else lock.held(Path(out), wait=wait)
+@contextmanager
+def holding(out: str, *, wait: bool = False) -> Iterator[None]:
+    """Keep others from writing the manifest of a folder; a store has no locks.
+
+    What a killed process was about to write there is removed.
+    """
+    if storage.is_url(out):
+        yield
+        return
+    with lock.held(Path(out), wait=wait):
+        for path in Path(out).glob(TEMPORARY_FILES):
+            path.unlink(missing_ok=True)
+        yield
 
 
 def open_table(dataset: Dataset, out: str, run_id: str) -> ItemTable:

@@ -216,8 +216,8 @@ def frames_tracked(root: Path) -> dict[str, int]:
 
 
 def _remove_temporary_files(root: Path) -> None:
-    """Remove what killed runs were about to write."""
-    for path in root.rglob(TEMPORARY_FILES):
+    """Remove what killed runs were about to write, and nothing in folders that are not theirs."""
+    for path in (*root.glob(TEMPORARY_FILES), *(root / _SCRATCH).rglob(TEMPORARY_FILES)):
         path.unlink(missing_ok=True)
 
 

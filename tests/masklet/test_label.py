@@ -171,6 +171,12 @@ def test_two_runs_do_not_label_into_one_directory(dataset: Dataset, tmp_path: Pa
         label_dataset(dataset, str(tmp_path / "out"))
 
 
+def test_what_a_killed_run_was_about_to_write_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".dataset.parquet.9.tmp").write_bytes(b"half")
+    with label.holding(str(tmp_path)):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
 def test_a_damaged_table_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "dataset.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="remove it to start afresh"):

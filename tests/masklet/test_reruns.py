@@ -154,6 +154,19 @@ def test_an_object_less_killed_on_the_way(
     assert not (out / WIDE).parent.exists()
 
 
+def test_temporary_files_are_removed_where_runs_write_them(
+    fields: dict[str, Any], out: Path
+) -> None:
+    """A folder in a run directory may be another one, in which a process is at work."""
+    (out / "other").mkdir()
+    ours, theirs = out / ".masks.zip.9.tmp", out / "other" / ".masks.zip.9.tmp"
+    ours.touch()
+    theirs.touch()
+    run_job(make_job(fields), out)
+    assert not ours.exists()
+    assert theirs.exists()
+
+
 @pytest.mark.parametrize(
     ("owner", "constant", "value", "touched"),
     [
