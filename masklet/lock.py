@@ -3,7 +3,7 @@
 import fcntl
 import logging
 import os
-import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from masklet.errors import UserError
 
 FILE_NAME = ".lock"
+_TRIES, _PAUSE = 5, 0.02
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -24,8 +25,9 @@ def held(root: Path, *, wait: bool = False) -> Iterator[None]:
     """
     lock = _acquire(root, wait)
     try:
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+        with suppress(OSError):  # on a full disk there may yet be nothing to write
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
         yield
     finally:
         # after an error too: this process may live on
@@ -36,27 +38,29 @@ def held(root: Path, *, wait: bool = False) -> Iterator[None]:
 def holder(root: Path) -> str | None:
     """Who holds a run directory right now, such as `process 7 on host`; None if nobody does.
 
-    Only looks: whoever wants the directory in this moment is not disturbed. That a process of
-    another machine has ended cannot be seen from here.
+    The kernel is asked, and not the file: a process that was killed has left its name there, which
+    may be the name of another one by now. Whoever wants the directory in this moment is not
+    disturbed.
     """
     try:
-        said = (root / FILE_NAME).read_text(encoding="utf-8", errors="replace").strip()
+        lock = os.open(root / FILE_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
-    found = re.fullmatch(r"process ([1-9]\d{0,9}) on (.+)", said)
-    if found is None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return _named_in(lock)
+    else:
         return None
-    is_here = found[2] == os.uname().nodename
-    return None if is_here and not _is_alive(int(found[1])) else said
+    finally:
+        os.close(lock)
 
 
 def _acquire(root: Path, wait: bool) -> int:
     while True:
         lock = _open(root)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            who = os.pread(lock, 200, 0).decode(errors="replace").strip() or "about to begin"
+        if not _take(lock):
+            who = _named_in(lock)
             if not wait:
                 os.close(lock)
                 raise UserError(
@@ -79,19 +83,25 @@ def _open(root: Path) -> int:
         raise UserError(f"{root}: cannot be a run directory: {error.strerror}") from None
 
 
+def _take(lock: int) -> bool:
+    """Take it if it is free. `holder` has it for a moment too, so one refusal is not enough."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(_PAUSE)
+        else:
+            return True
+    return False
+
+
+def _named_in(lock: int) -> str:
+    return os.pread(lock, 200, 0).decode(errors="replace").strip() or "about to begin"
+
+
 def _wait_for(lock: int) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
     except BaseException:  # Ctrl-C
         os.close(lock)
         raise
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True  # of another user
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True

@@ -1,11 +1,14 @@
 """Real processes on one run directory: one works, the others wait or say who has it."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -164,23 +167,46 @@ def test_a_lock_says_who_holds_it_and_is_left_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "is_held"),
-    [
-        ("", False),
-        ("nonsense", False),
-        ("process 0 on {here}", False),
-        ("process 4194999 on {here}", False),
-        ("process 99999999999999999999 on {here}", False),
-        ("process 12 on another", True),
-    ],
+    "said", ["", "nonsense", "process {pid} on {here}", "process 12 on another"]
 )
-def test_whoever_ended_without_a_word_is_not_the_holder(
-    said: str, is_held: bool, tmp_path: Path
-) -> None:
-    (tmp_path / ".lock").write_text(said.format(here=os.uname().nodename))
-    assert (lock.holder(tmp_path) is not None) == is_held
+def test_whoever_ended_without_a_word_is_not_the_holder(said: str, tmp_path: Path) -> None:
+    """Not even if its number is that of a process which lives: numbers are given again."""
+    named = said.format(pid=os.getppid(), here=os.uname().nodename)
+    (tmp_path / ".lock").write_text(named)
+    assert lock.holder(tmp_path) is None
+    assert (tmp_path / ".lock").read_text() == named
     with lock.held(tmp_path):
-        pass
+        assert lock.holder(tmp_path) == f"process {os.getpid()} on {os.uname().nodename}"
+
+
+def test_whoever_looks_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            lock.holder(tmp_path)
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(2):
+            pool.submit(look)
+        try:
+            for _ in range(200):
+                with lock.held(tmp_path):
+                    pass
+        finally:
+            over.set()
+
+
+def test_the_name_of_the_holder_needs_no_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with lock.held(tmp_path):
+        assert lock.holder(tmp_path) == "about to begin"
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
