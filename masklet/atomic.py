@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,11 +29,28 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename not in (None, str(path), str(temporary)):
             raise  # of a file that was read in the block
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}); check the folder") from error
+        raise _refusal(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def put_folder(grown: Path, place: Path) -> None:
+    """Put a folder, whose files are on disk, in its place, and flush that; one there gives way.
+
+    Raises UserError where that cannot be done.
+    """
+    try:
+        place.parent.mkdir(exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        grown.replace(place)
+        _sync_folder(place.parent)
+    except OSError as error:
+        raise _refusal(place, error) from error
+
+
+def _refusal(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written ({error.strerror or error}); check the folder")
 
 
 def _sync_folder(folder: Path) -> None:

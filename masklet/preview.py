@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from masklet import tracker
-from masklet.atomic import replacing
+from masklet.atomic import put_folder, replacing
 from masklet.image import segment_image
 from masklet.job import ObjectId
 from masklet.media import read_frames
@@ -49,8 +49,7 @@ def write_preview(
         with replacing(scratch / f"{frame_index}.png") as temporary:
             Image.fromarray(drawn).save(temporary, "PNG")
         advance(1)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.replace(folder)
+    put_folder(scratch, folder)
     return len(plan.prompted)
 
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from masklet.atomic import put_folder
 from masklet.checkpoint import Kept, Standing, load_checkpoint, save_checkpoint
 from masklet.job import ObjectId
 from masklet.manifest import Work
@@ -108,8 +109,5 @@ def _by_steps(
 
 def publish(grown: Path, place: Path) -> None:
     """Put a complete masklet in its place; one that is there already gives way."""
-    if not grown.exists():
-        return  # published before the run was killed
-    place.parent.mkdir(exist_ok=True)
-    shutil.rmtree(place, ignore_errors=True)
-    grown.replace(place)
+    if grown.exists():  # or it was published before the run was killed
+        put_folder(grown, place)

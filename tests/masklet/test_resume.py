@@ -246,6 +246,26 @@ def _cut_off_record(original: Callable[..., None]) -> Callable[..., None]:
     return record
 
 
+def test_a_masklet_in_its_place_is_on_disk_before_the_manifest_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    grown, place = tmp_path / "grown", tmp_path / "masklets" / "object=1"
+    grown.mkdir()
+    tracking.publish(grown, place)
+    assert place.is_dir()
+    assert place.parent.stat().st_ino in flushed
+
+
+def test_a_masklet_whose_place_is_taken_is_refused(tmp_path: Path) -> None:
+    grown, place = tmp_path / "grown", tmp_path / "object=1"
+    grown.mkdir()
+    place.write_text("a file")
+    with pytest.raises(UserError, match="object=1: cannot be written"):
+        tracking.publish(grown, place)
+
+
 def test_a_run_that_left_nothing_of_use_is_taken_back(
     fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
