@@ -11,7 +11,10 @@ from typing import NamedTuple, Self
 
 
 class Stamp(NamedTuple):
-    """By what a file is recognised as untouched; a folder's is of its files."""
+    """By what a file is recognised as untouched.
+
+    Of a folder, `mtime_ns` is when it or a file in it was last changed, in content or in name.
+    """
 
     bytes: int
     mtime_ns: int
@@ -27,8 +30,9 @@ class Stamp(NamedTuple):
         if not is_folder:
             return cls(about.st_size, about.st_mtime_ns, about.st_ino)
         parts = [part.stat() for part in _files(path)]
-        newest = max((part.st_mtime_ns for part in parts), default=0)
-        return cls(sum(part.st_size for part in parts), newest, about.st_ino)
+        # ctime: of files that change places, or give way to older ones, the newest mtime stays
+        changed = max(one.st_ctime_ns for one in (about, *parts))
+        return cls(sum(part.st_size for part in parts), changed, about.st_ino)
 
 
 def content_hash(path: Path) -> str:

@@ -100,8 +100,8 @@ class Row:
     key: `Work.key`; a row stands for its artifact while the key is the same.
     path: relative to the run directory; absolute for an input; '' where there is no file.
     bytes, sha256: of the file, or of the folder's files; a removed one's are kept.
-    mtime_ns, inode: when the file was last written and which one it is; where both are as recorded
-    it need not be hashed again.
+    mtime_ns, inode: when the file was last written, or the folder changed, and which one it is;
+    where both are as recorded it need not be hashed again.
     rows: frames of a masklet, pictures of a zip, boxes, frames of a video.
     status: `done`, `failed` or `removed`; error: one line, if the last try failed; of the frame
     table, what is damaged in the source.

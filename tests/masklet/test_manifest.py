@@ -1,5 +1,7 @@
 import os
 import re
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +97,39 @@ def test_a_folder_is_hashed_by_names_and_contents(tmp_path: Path) -> None:
     assert content_hash(tmp_path) != before
     (tmp_path / "b").rename(tmp_path / "a")
     assert content_hash(tmp_path) == before
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three files of one size, the last of which is the newest."""
+    (tmp_path / "parts").mkdir()
+    for number, name in enumerate("abc"):
+        (tmp_path / "parts" / name).write_text(name)
+        os.utime(tmp_path / "parts" / name, (number, number))
+    return tmp_path / "parts"
+
+
+def swap(folder: Path) -> None:
+    (folder / "a").rename(folder / "t")
+    (folder / "b").rename(folder / "a")
+    (folder / "t").rename(folder / "b")
+
+
+def put_an_older_one_in_its_place(folder: Path) -> None:
+    (folder / "b").write_text("x")
+    os.utime(folder / "b", (0, 0))
+
+
+@pytest.mark.parametrize("harm", [swap, put_an_older_one_in_its_place])
+def test_a_folder_is_hashed_when_its_size_and_newest_file_stayed(
+    harm: Callable[[Path], None], folder: Path
+) -> None:
+    work = replace(WORK, path=folder.name)
+    Manifest(folder.parent, "first").record([Done(work, Reason.NEW, 3, 0.1)])
+    assert Manifest(folder.parent, "second").reason_to_run(work) is None
+    time.sleep(0.05)  # longer than the kernel's clock stands still
+    harm(folder)
+    assert Manifest(folder.parent, "third").reason_to_run(work) == Reason.DAMAGED
 
 
 def test_every_field_is_documented(root: Path) -> None:
