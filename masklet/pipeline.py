@@ -301,18 +301,28 @@ def dry_run(
     """Say what `run_job` would do and why; nothing is written and no model is loaded.
 
     Whether objects that have to be tracked come out as they were cannot be known: what depends on
-    them counts as changed.
+    them counts as changed if something else is to be tracked, and if the same is to be tracked
+    again, as the same but for rounding.
     """
     order, _ = _prepare(job, out, Steps(), force, verify)
     manifest = open_manifest(out, verify=verify)
     decisions = works.decide(order.asked, manifest, order.force)
     begun = {} if order.force in ("all", "propagate") else frames_tracked(out)
+    tracked = [one for one, why in decisions.items() if why and one.stage == "propagate"]
+    read_again = {f"object={one.artifact}" for one in tracked}
     planned = []
     for work, reason in decisions.items():
         why = works.explain(work, reason, manifest.find(work.stage, work.artifact))
         if reason and work.key in begun:
             why += f"; goes on after {begun[work.key]} frames"
+        if reason is None and read_again & work.inputs.keys():
+            why = "unless a masklet comes out otherwise, by rounding"
         planned.append(Planned("make" if reason else "reuse", work.stage, work.artifact, why))
+    if not (job.keep_masklets or job.preview):
+        there = {row.artifact for row in manifest.rows("propagate") if row.status == "done"}
+        there |= {one.artifact for one in tracked}
+        gone = [str(one) for one in order.asked.objects if str(one) in there]
+        planned += [Planned("remove", "propagate", one, "masklets are not kept") for one in gone]
     leftover: list[tuple[str, str]] = []
     if not job.preview:
         hashes = next(dict(w.inputs) for w in decisions if w.artifact == "outputs.json")

@@ -19,7 +19,7 @@ from masklet.exports import EXPORTS
 from masklet.job import make_job
 from masklet.pipeline import dry_run, run_job
 from masklet.status import State, read_status
-from tests.masklet.conftest import BOX, CLICK, Eye, File, files_of, write_clip
+from tests.masklet.conftest import BOX, CLICK, Eye, files_of, write_clip
 
 Masklet = Callable[..., tuple[int, str, str]]
 Table = pa.Table
@@ -324,22 +324,32 @@ def test_an_input_that_is_no_file_is_not_read(out: Path, tmp_path: Path) -> None
 # Dry runs
 
 
+def statuses(out: Path) -> dict[tuple[str, str], str]:
+    """What the manifest says of each artifact."""
+    path = out / "manifest.parquet"
+    rows = pq.read_table(path).to_pylist() if path.exists() else []
+    return {(row["stage"], row["artifact"]): row["status"] for row in rows}
+
+
 def planned_and_done(
     fields: dict[str, Any], out: Path, **options: Any
 ) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
     """What a dry run says, and what the run then does: '' for what is reused."""
-    before: dict[str, File] = files_of(out)
+    before, was = files_of(out), statuses(out)
     plan = dry_run(make_job(fields), out, **options)
     assert files_of(out) == before, "a dry run wrote something"
     outputs = run_job(make_job(fields), out, **options)
-    rows = {
-        (r["stage"], r["artifact"]) for r in pq.read_table(out / "manifest.parquet").to_pylist()
-    }
-    for one in plan:
-        assert ((one.stage, one.artifact) in rows) == (one.action != "remove")
-        assert (one.why == "") == (one.action == "reuse")
+    now = statuses(out)
+    said = {(one.stage, one.artifact): "" for one in plan if one.action == "reuse"}
+    makes = {(one.stage, one.artifact): one.why for one in plan if one.action == "make"}
+    removes = {(one.stage, one.artifact) for one in plan if one.action == "remove"}
+    assert all(makes.values())
+    assert {now.get(place, "removed") for place in removes} <= {"removed"}
+    for place, status in now.items():
+        stays_removed = was.get(place) == "removed" and place not in makes
+        assert (status == "removed") == (place in removes or stays_removed), place
     return (
-        {(one.stage, one.artifact): one.why for one in plan if one.action != "remove"},
+        said | makes,
         {(one.stage, one.artifact): str(one.reason or "") for one in outputs.artifacts},
     )
 
@@ -395,6 +405,14 @@ def test_a_dry_run_says_what_the_run_then_does(
         "masklets removed",
         "forced",
     }
+
+
+def test_a_dry_run_says_that_rounding_may_have_a_say(fields: dict[str, Any], out: Path) -> None:
+    shutil.rmtree(out / "masklets" / "object=1")
+    plan = {one.artifact: (one.action, one.why) for one in dry_run(make_job(fields), out)}
+    assert plan["1"] == ("make", "output missing")
+    assert plan["wide"] == plan["price.json"] == ("reuse", "")
+    assert plan["masks.zip"] == ("reuse", "unless a masklet comes out otherwise, by rounding")
 
 
 def test_a_dry_run_in_an_empty_place_writes_nothing(
