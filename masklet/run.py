@@ -131,12 +131,15 @@ class Run:
     def recording(self, works: dict[Work, Reason]) -> Iterator[dict[Work, int]]:
         """Record `works`, done together in the block, which notes the rows of each.
 
-        The time is shared among them. If the block raises, they are recorded as failed.
+        The time is shared among them. If the block raises, they are recorded as failed, unless the
+        run was given up.
         """
         begun = time.perf_counter()
         rows: dict[Work, int] = {}
         try:
             yield rows
+        except Stopped:
+            raise
         except Exception as error:
             for work, reason in works.items():
                 self.manifest.record_failure(

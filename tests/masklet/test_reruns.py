@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -24,7 +25,7 @@ from masklet.job import ObjectId, make_job
 from masklet.manifest import Manifest, Work
 from masklet.media import write_video
 from masklet.models import MODELS, find_model, locate_checkpoint
-from masklet.pipeline import Outputs, run_job
+from masklet.pipeline import Outputs, dry_run, run_job
 from masklet.plan import Plan
 from masklet.status import State, read_status
 from masklet.store import MaskletRow, MaskletWriter, object_folder
@@ -518,6 +519,30 @@ def test_a_failed_output_keeps_the_masklets(
     rerun(job, tmp_path / "light")
     assert eye.saw_nothing()
     assert not (tmp_path / "light" / "masklets").exists()
+
+
+def test_what_was_given_up_has_not_failed(
+    fields: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> int:
+        raise UserError("no luck")
+
+    def go_on(*given: Any) -> int:
+        for _ in range(6000):
+            given[-1](0)  # advances
+            time.sleep(0.01)
+        raise AssertionError("it was not given up")
+
+    (out / "masks.zip").unlink()
+    (out / "bbox_tracking.json").unlink()
+    with monkeypatch.context() as broken:
+        for name, write in (("masks", fail), ("bbox_tracking", go_on)):
+            broken.setitem(EXPORTS, name, replace(EXPORTS[name], write=write))
+        with pytest.raises(UserError, match="no luck"):
+            run_job(make_job(fields), out)
+    plan = {one.artifact: one.why for one in dry_run(make_job(fields), out)}
+    assert plan["masks.zip"] == "failed before (no luck)"
+    assert plan["bbox_tracking.json"] == "output missing"
 
 
 # A long video
