@@ -131,11 +131,11 @@ def test_scores_are_those_of_upstreams_masks_and_of_vos_benchmark(nano, network,
         assert (mask != (guesses[failure.frame_index] == one)).mean() < 1e-3
 
 
-def test_the_tracker_sees_the_same_pixels_as_upstream(discs):
-    theirs, height, width = load_video_frames(str(discs.source.path), 256, True)
+def test_the_tracker_sees_the_same_pixels_as_upstream(nano, discs):
+    theirs, height, width = load_video_frames(str(discs.source.path), nano.image_size, True)
     assert (height, width) == (HEIGHT, WIDTH)
     for at, image in evaluation_frames(discs):
-        assert torch.equal(preprocess(image, 256), theirs[at])
+        assert torch.equal(preprocess(image, nano.image_size), theirs[at])
 
 
 def evaluation_frames(video: TrueVideo) -> list[tuple[int, NDArray[np.uint8]]]:

@@ -124,12 +124,13 @@ def test_masks(source: Source, nano: SAM2Base, oracle: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [(256, 256), (322, 182)], ids=["the model's own size", "larger than the model's"]
+    ("across", "down"), [(1, 1), (1.25, 0.7)], ids=["the model's own size", "wider and lower"]
 )
 def test_clips_of_other_sizes(
-    size: tuple[int, int], nano: SAM2Base, oracle: Any, tmp_path: Path
+    across: float, down: float, nano: SAM2Base, oracle: Any, tmp_path: Path
 ) -> None:
     """A mask of the model's own size is taken as it is, any other is shrunk or stretched."""
+    size = 2 * round(nano.image_size * across / 2), 2 * round(nano.image_size * down / 2)
 
     def frames() -> Iterator[NDArray[np.uint8]]:
         yield from (np.asarray(Image.fromarray(picture(at)).resize(size)) for at in range(4))

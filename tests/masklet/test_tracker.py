@@ -45,17 +45,18 @@ def source(clip: Path) -> Source:
     return probe(clip)
 
 
-def test_frames_are_prepared_as_upstream_prepares_them(tmp_path: Path) -> None:
+def test_frames_are_prepared_as_upstream_prepares_them(nano: SAM2Base, tmp_path: Path) -> None:
     Image.fromarray(picture(3)).save(tmp_path / "0.jpg", quality=95)
-    theirs, height, width = load_video_frames(str(tmp_path), 256, offload_video_to_cpu=True)
-    ours = preprocess(np.asarray(Image.open(tmp_path / "0.jpg")), 256)
+    size = nano.image_size
+    theirs, height, width = load_video_frames(str(tmp_path), size, offload_video_to_cpu=True)
+    ours = preprocess(np.asarray(Image.open(tmp_path / "0.jpg")), size)
     assert (height, width) == (HEIGHT, WIDTH)
     assert (ours - theirs[0]).abs().max() < 1e-6
 
 
 def test_masks_are_upsampled_as_upstream_does_it(nano: SAM2Base) -> None:
     oracle = make_oracle(find_model("nano"), nano)
-    logits = torch.randn(1, 1, 64, 64)
+    logits = torch.randn(1, 1, nano.image_size // 4, nano.image_size // 4)
     state = {"device": "cpu", "video_height": HEIGHT, "video_width": WIDTH}
     _, theirs = oracle._get_orig_video_res_output(state, logits)
     assert np.array_equal(upsample(logits[0, 0].numpy(), HEIGHT, WIDTH), theirs[0, 0].numpy())
