@@ -7,7 +7,7 @@ one after another on all cores; large ones fill the cores by themselves.
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from threading import Lock
@@ -22,6 +22,7 @@ from masklet.heap import give_back_freed_memory, keep_freed_memory
 from masklet.network import FrameFeatures, Network, Prediction
 from masklet.preprocess import normalize
 from masklet.tracker import MemoryBank, Sweep
+from masklet.transfer import bring, send
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ _MOST_OBJECTS_ON_CPU = 8
 _FRAMES_AHEAD = 2
 _SMALL_IMAGE = 512
 
-Tracked = list[tuple[Prediction, MemoryBank]]
+# of each object its prediction, which may be on its way from the device still, and its new bank
+Tracked = list[tuple[Callable[[], Prediction], MemoryBank]]
 
 
 class Lanes:
@@ -112,7 +114,8 @@ class Lanes:
         self, features: FrameFeatures, position: int, banks: Sequence[MemoryBank], sweep: Sweep
     ) -> Tracked:
         try:
-            return tracker.track(self.network, features, position, banks, sweep)
+            tracked = tracker.track(self.network, features, position, banks, sweep)
+            return [(bring(prediction), bank) for prediction, bank in tracked]
         except RuntimeError as error:
             size = self._limits["objects"].lower(error, len(banks))
         return [
@@ -123,7 +126,8 @@ class Lanes:
 
     def _encode(self, images: Sequence[Tensor]) -> list[FrameFeatures]:
         try:
-            return self.network.encode([normalize(self._to_device(image)) for image in images])
+            device = self.network.model.device
+            return self.network.encode([normalize(send(image, device)) for image in images])
         except RuntimeError as error:
             size = self._limits["frames"].lower(error, len(images))
         return [
@@ -131,13 +135,6 @@ class Lanes:
             for at in range(0, len(images), size)
             for one in self._encode(images[at : at + size])
         ]
-
-    def _to_device(self, image: Tensor) -> Tensor:
-        device = self.network.model.device
-        if device.type != "cuda":
-            return image.to(device)
-        # from pinned memory this thread need not wait until the copy has had its turn
-        return image.pin_memory().to(device, non_blocking=True)
 
 
 def _batch_sizes(network: Network, objects: int, threads: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from masklet.plan import ObjectPlan, Plan
 from masklet.preprocess import normalize, stretch
 from masklet.store import MaskletRow, MaskletWriter, object_folder
 from masklet.tracker import MemoryBank, Sweep
+from masklet.transfer import bring
 
 _FRAMES_AHEAD = 8
 # a share of the time; on a slow disk it is kept less often
@@ -31,7 +33,7 @@ _MOST_FOR_KEEPING = 0.025
 class Step(NamedTuple):
     """One frame in the order of tracking.
 
-    predictions: of the objects that this step decides on this frame.
+    predictions: of the objects that this step decides on this frame, on the processor.
     banks: every object's state after the frame; tracking can go on from it.
     """
 
@@ -174,7 +176,7 @@ def _condition(
             for one in objects:
                 if (prompts := one.prompts.get(plan.timeline[position])) is not None:
                     prediction, memory = tracker.condition(network, features, prompts, frame_size)
-                    predictions[position, one.object_id] = prediction
+                    predictions[position, one.object_id] = bring(prediction)()
                     memories[one.object_id][position] = memory
     return predictions, {object_id: MemoryBank(by) for object_id, by in memories.items()}
 
@@ -196,7 +198,7 @@ def _sweep(
     before = bisect_left([abs(at - positions[0]) for at in encoded], skip)
     # in the batches of an uninterrupted run: a product's rounding depends on the size of its batch
     before -= before % lanes.frames_per_batch
-    ready: tuple[int, Step] | None = None
+    ready: Callable[[], tuple[int, Step]] | None = None
     with closing(_images(plan, encoded[before:], lanes.network.model.image_size)) as images:
         wanted = {at for at in encoded if at in positions[skip:]}
         features = (found for position, found in lanes.encode(images) if position in wanted)
@@ -209,14 +211,27 @@ def _sweep(
                 # asked for now, encoding stands behind the objects and fills the gaps they leave
                 seen = next(features, None)
             if ready:
-                yield ready
-            predictions = {one: prompted[at, one] for one in banks if (at, one) in prompted}
+                yield ready()
             results = [result for piece in pieces for result in piece.result()]
-            for one, (prediction, bank) in zip(tracked_ids, results, strict=True):
-                predictions[one], banks[one] = prediction, bank
-            ready = at, Step(plan.timeline[at], predictions, dict(banks))
+            arriving = {}
+            for one, (arrives, bank) in zip(tracked_ids, results, strict=True):
+                arriving[one], banks[one] = arrives, bank
+            ready = partial(_step, plan, at, prompted, arriving, dict(banks))
         if ready:
-            yield ready
+            yield ready()
+
+
+def _step(
+    plan: Plan,
+    at: int,
+    prompted: Mapping[tuple[int, ObjectId], Prediction],
+    arriving: Mapping[ObjectId, Callable[[], Prediction]],
+    banks: Mapping[ObjectId, MemoryBank],
+) -> tuple[int, Step]:
+    """A position and its step, once the predictions of the tracked objects have arrived."""
+    predictions = {one: prompted[at, one] for one in banks if (at, one) in prompted}
+    predictions |= {one: arrives() for one, arrives in arriving.items()}
+    return at, Step(plan.timeline[at], predictions, banks)
 
 
 def _is_final(plan: Plan, sweep: Sweep, position: int, is_prompted: bool) -> bool:

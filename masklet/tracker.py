@@ -30,6 +30,7 @@ from torch import Tensor
 from masklet.attention import MemoryTokens
 from masklet.network import FrameFeatures, Network, Prediction
 from masklet.plan import Clicks, FramePrompts
+from masklet.transfer import send
 
 # SAM2VideoPredictor clamps the logits it feeds back with a refining click to this range.
 _PREVIOUS_LOGITS_RANGE = 32.0
@@ -350,7 +351,7 @@ def _memory_tokens(model: SAM2Base, recalls: Sequence[_Recall], sweep: Sweep) ->
     pointers, positions = _pointer_tokens(model, recalls, _pointer_cap(model, sweep))
     return MemoryTokens(
         torch.cat([tokens, pointers], dim=1),
-        (ages % model.num_maskmem).to(tokens.device),
+        send(ages % model.num_maskmem, tokens.device),
         positions,
     )
 
@@ -372,7 +373,7 @@ def _pointer_tokens(
     distances = torch.tensor([[d for _, d in recall.pointers] for recall in recalls])
     if model.add_tpos_enc_to_obj_ptrs:
         width = model.hidden_dim if model.proj_tpos_enc_in_obj_ptrs else model.mem_dim
-        when = get_1d_sine_pe(distances.to(tokens.device) / (pointer_cap - 1), dim=width)
+        when = get_1d_sine_pe(send(distances, tokens.device) / (pointer_cap - 1), dim=width)
         positions = model.obj_ptr_tpos_proj(when)
     else:
         positions = tokens.new_zeros(*distances.shape, model.mem_dim)
