@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from threading import Lock
 from types import TracebackType
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -164,13 +165,8 @@ class _Limit:
 
     def lower(self, error: RuntimeError, size: int) -> int:
         """A size to try after `size` did not fit into memory; raises all other errors again."""
-        if not _is_out_of_memory(error):
-            raise error
-        if size == 1:
-            raise UserError(
-                f"out of memory with one of the {self.what} at a time; free some memory, or use a "
-                "smaller model"
-            ) from error
+        if size == 1 or not _is_out_of_memory(error):
+            raise_for_memory(error, f"with one of the {self.what} at a time")
         with self._lock:
             self.size = min(self.size, size // 2)
             if not self._is_lowered:
@@ -186,6 +182,15 @@ class _Limit:
         return self.size
 
 
+def raise_for_memory(error: RuntimeError, where: str) -> NoReturn:
+    """Raise UserError for a lack of memory that nothing can be done about, else the error again."""
+    if not _is_out_of_memory(error):
+        raise error
+    raise UserError(f"out of memory {where}; free some memory, or use a smaller model") from error
+
+
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    # the CPU's allocator raises a RuntimeError of no class of its own
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    # only the allocator of CUDA raises a class of its own: not a CPU's, nor CUDA's libraries
+    said = str(error)
+    words = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in said for word in words)

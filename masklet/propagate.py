@@ -16,7 +16,7 @@ from torch import Tensor
 from masklet import tracker
 from masklet.checkpoint import Standing
 from masklet.job import ObjectId
-from masklet.lanes import Lanes, Tracked
+from masklet.lanes import Lanes, Tracked, raise_for_memory
 from masklet.media import read_frames
 from masklet.network import Network, Prediction
 from masklet.plan import ObjectPlan, Plan
@@ -172,12 +172,19 @@ def _condition(
     positions = sorted({plan.position[at] for o in objects for at in o.prompts})
     with closing(_images(plan, positions, network.model.image_size)) as images:
         for position, image in images:
-            [features] = network.encode([normalize(image.to(network.model.device))])
-            for one in objects:
-                if (prompts := one.prompts.get(plan.timeline[position])) is not None:
+            said = {
+                one.object_id: one.prompts[plan.timeline[position]]
+                for one in objects
+                if plan.timeline[position] in one.prompts
+            }
+            try:
+                [features] = network.encode([normalize(image.to(network.model.device))])
+                for one, prompts in said.items():
                     prediction, memory = tracker.condition(network, features, prompts, frame_size)
-                    predictions[position, one.object_id] = bring(prediction)()
-                    memories[one.object_id][position] = memory
+                    predictions[position, one] = bring(prediction)()
+                    memories[one][position] = memory
+            except RuntimeError as error:
+                raise_for_memory(error, "on a prompted frame")
     return predictions, {object_id: MemoryBank(by) for object_id, by in memories.items()}
 
 

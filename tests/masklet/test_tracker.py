@@ -276,6 +276,29 @@ def test_the_full_memory_is_what_is_compiled_for(
     assert (len(plain), len(compiled)) == (15, 1 + 4)
 
 
+@pytest.mark.parametrize("limit", [-1, 2])
+def test_the_full_memory_has_the_shape_of_the_last_frames(
+    limit: int, nano: SAM2Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nano, "max_cond_frames_in_attn", limit)
+    network, shapes = Network.of(nano), []
+    step = Network.step
+
+    def noting(self: Network, features: FrameFeatures, memory: Any) -> Any:
+        shapes.append([part.shape for part in memory])
+        return step(self, features, memory)
+
+    monkeypatch.setattr(Network, "step", noting)
+    [features] = network.encode(torch.zeros(1, 3, nano.image_size, nano.image_size))
+    _, memory = condition(network, features, said(click((40, 45, 1))), (HEIGHT, WIDTH))
+    bank, sweep = MemoryBank(dict.fromkeys(range(3), memory)), Sweep(20)
+    for position in range(3, 20):
+        [(_, bank)] = track(network, features, position, [bank], sweep)
+    [full] = tracker.full_memory(network, [bank], sweep)
+    assert shapes[-1] == [part.shape for part in full]
+    assert shapes[0] != shapes[-1]
+
+
 def test_a_machine_that_cannot_compile(source: Source, nano: SAM2Base) -> None:
     def broken(*_: object) -> object:
         raise RuntimeError("no compiler\nwas found")
