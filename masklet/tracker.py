@@ -170,13 +170,15 @@ def _track_batch(
 def full_memory(network: Network, banks: Sequence[MemoryBank], sweep: Sweep) -> list[MemoryTokens]:
     """Empty tokens, as many as a batch of objects attends to once their memory is full.
 
-    One for each group of objects that have as many conditioning frames; all of these frames count
-    as passed.
+    One for each group of objects that attend to as many conditioning frames; all of these frames
+    count as passed.
     """
     model, device = network.model, network.model.device
     splits = network.model.hidden_dim // model.mem_dim
     memories = []
-    for conditioning, objects in Counter(len(bank.conditioning) for bank in banks).items():
+    limit = model.max_cond_frames_in_attn
+    chosen = [len(_nearest(bank.conditioning, sweep.num_frames, limit)) for bank in banks]
+    for conditioning, objects in Counter(chosen).items():
         maps = conditioning + model.num_maskmem - 1
         pointers = (conditioning + _pointer_cap(model, sweep) - 1) * splits
         tokens = maps * model.sam_image_embedding_size**2 + pointers
