@@ -71,24 +71,25 @@ def test_objects_alone_are_as_in_a_batch(source: Source, nano: SAM2Base) -> None
         assert difference.abs().max() <= TRACKED_TOLERANCE
 
 
-def tensors(bank: MemoryBank) -> int:
-    """How many numbers a bank holds."""
+def held(bank: MemoryBank) -> int:
+    """Bytes that a bank keeps from being freed: a view holds all that it is a view of."""
     memories = [*bank.conditioning.values(), *bank.tracked.values()]
     parts = [getattr(memory, part.name) for memory in memories for part in fields(memory)]
-    return sum(part.numel() for part in parts if part is not None)
+    storages = [part.untyped_storage() for part in parts if part is not None]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def test_memory_does_not_grow_with_the_video(nano: SAM2Base) -> None:
     network = Network.of(nano)
     [features] = network.encode(torch.zeros(1, 3, nano.image_size, nano.image_size))
     _, memory = condition(network, features, said(click((40, 45, 1))), (HEIGHT, WIDTH))
-    bank, sizes = MemoryBank({0: memory}), []
+    bank, other, sizes = MemoryBank({0: memory}), MemoryBank({0: memory}), []
     for position in range(1, 60):
-        [(_, bank)] = track(network, features, position, [bank], Sweep(60))
-        sizes.append(tensors(bank))
+        (_, bank), (_, other) = track(network, features, position, [bank, other], Sweep(60))
+        sizes.append(held(bank))
     assert len(bank.tracked) == 15
     assert sum(memory.spatial is not None for memory in bank.tracked.values()) == 6
-    assert len(set(sizes[20:])) == 1
+    assert set(sizes[20:]) == {bank.nbytes}
 
 
 def test_the_way_back_finds_the_frames_after_the_start(nano: SAM2Base) -> None:
@@ -214,6 +215,34 @@ def test_not_even_one_object_fits(
     monkeypatch.setattr(tracker, "track", SmallMachine(most=0).small_track)
     with pytest.raises(UserError, match="out of memory with one of the objects at a time"):
         our_logits(plan, nano)
+
+
+def test_not_even_a_prompted_frame_fits(
+    source: Source, nano: SAM2Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = SmallMachine(most=0)
+    monkeypatch.setattr(Network, "encode", lambda *given: machine.small_encode(*given))
+    with pytest.raises(UserError, match="out of memory on a prompted frame; free some memory"):
+        our_logits(plan_of(source, PROMPTS), nano)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_lack_of_memory_without_a_class_of_its_own(
+    words: str, source: Source, nano: SAM2Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Sequence[object]:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(tracker, "track", fail)
+    with pytest.raises(UserError, match="out of memory"):
+        our_logits(plan_of(source, {1: {0: said(click((40, 45, 1)))}}, timeline=range(2)), nano)
 
 
 @pytest.mark.usefixtures("large_batches")
