@@ -1,10 +1,16 @@
 """The SAM 2 video tracker, on streams of frames and with a state of constant size.
 
 One object's state is a `MemoryBank`: what its prompted frames and its last few tracked frames left
-behind. A frame is handled in two steps that share its features:
+behind. All objects share the features of a frame, and on it each of them is either prompted or
+tracked:
 
-    condition(network, features, prompts)  -> a prediction from prompts alone, and its memory
-    track(network, features, banks, …)     -> predictions from memory, one an object, and new banks
+    condition(network, features, prompts, …)  -> a prediction from prompts alone, and its memory
+    track(network, features, position, banks, …)  -> predictions from memory, and the next banks
+
+Prompted frames come first, all of them, as a frame attends to those after it too. Then every other
+frame is tracked, in the order of time or against it: memory attention mixes what the bank holds
+into the features, the mask decoder finds the mask in them, and the memory encoder makes of mask and
+features what the frames to come attend to.
 
 Frames are counted in positions of the list of processed frames, as `SAM2VideoPredictor` counts
 them. Logits are those of that predictor (sam2/sam2_video_predictor.py, with fill_hole_area = 0):
@@ -87,9 +93,11 @@ class MemoryBank:
 class Sweep:
     """One sweep over the frames.
 
-    num_frames: length of the list of processed frames; caps the number of object pointers.
+    num_frames: length of the list of processed frames; where it is short it caps the number of
+        object pointers, by which their distances are scaled.
     reverse: from later to earlier positions.
-    retain: positions kept for a later sweep in the other direction.
+    retain: positions just after the start, kept for a later sweep from there in the other
+        direction, which attends to them.
     """
 
     num_frames: int
@@ -103,8 +111,13 @@ def condition(
 ) -> tuple[Prediction, Memory]:
     """Segment one object on a prompted frame, without any memory, and make the frame's memory.
 
+    A mask is taken as it is. Each round of clicks then refines the answer before it, and sees the
+    clicks of earlier rounds again. Only the last answer is remembered.
+
     Args:
         frame_size: (height, width) of the frame that the prompts are given in.
+
+    Raises ValueError if nothing is said about the object.
     """
     prediction: Prediction | None = None
     pointer = torch.empty(0)
@@ -134,6 +147,8 @@ def track(
     sweep: Sweep,
 ) -> list[tuple[Prediction, MemoryBank]]:
     """Segment objects on one frame from their memory alone.
+
+    Objects that attend to as many maps and as many pointers go through the network as one batch.
 
     Returns a prediction and the next memory bank for every bank, in the order of `banks`.
     """
@@ -277,9 +292,10 @@ class _Recall:
 def _recall(model: SAM2Base, bank: MemoryBank, position: int, sweep: Sweep) -> _Recall:
     """Choose from the bank what the frame at `position` attends to (section 4 of the paper).
 
-    Spatial memories: conditioning frames, future ones too, and the num_maskmem - 1 nearest frames
-    already passed. Object pointers: conditioning frames already passed, and the nearest frames
-    already passed, up to the cap.
+    Spatial memories: of conditioning frames, also of those that the sweep has not come to yet, and
+    of the last num_maskmem - 1 frames. Object pointers: of conditioning frames that the sweep has
+    passed, and of the last `_pointer_cap` - 1 frames. On the way back the last frames are at first
+    those of the way out.
     """
     step = 1 if sweep.reverse else -1
     conditioning = _nearest(bank.conditioning, position, model.max_cond_frames_in_attn)
@@ -321,7 +337,11 @@ def _nearest(conditioning: Mapping[int, Memory], position: int, limit: int) -> M
 def _remember(
     model: SAM2Base, bank: MemoryBank, position: int, memory: Memory, sweep: Sweep
 ) -> MemoryBank:
-    """Add a tracked frame and forget what no later frame can attend to."""
+    """Add a tracked frame and forget what no later frame can attend to.
+
+    On the next frame a memory of age n is one of n + 1 frames ago. A frame to retain is as old as
+    it will be when the way back begins, if that is less.
+    """
     kept: dict[int, Memory] = {}
     for at, old in (dict(bank.tracked) | {position: memory}).items():
         age = at - position if sweep.reverse else position - at
@@ -343,11 +363,9 @@ def _kept(memory: Memory) -> Tensor:
 
 
 def _memory_tokens(model: SAM2Base, recalls: Sequence[_Recall], sweep: Sweep) -> MemoryTokens:
-    """Memories as tokens; all recalls have the same number of maps and of pointers.
-
-    The temporal embeddings count frames from the nearest one; prompted frames have the last.
-    """
+    """Memories as tokens; all recalls have the same number of maps and of pointers."""
     maps = torch.stack([torch.stack([m for m, _ in recall.spatial]) for recall in recalls])
+    # of num_maskmem temporal embeddings the first is of one frame ago, the last of prompted frames
     ages = torch.tensor([[distance - 1 for _, distance in recall.spatial] for recall in recalls])
     tokens = maps.flatten(3).transpose(2, 3).flatten(1, 2).float()
     pointers, positions = _pointer_tokens(model, recalls, _pointer_cap(model, sweep))
