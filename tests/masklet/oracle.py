@@ -4,7 +4,7 @@ Two things of upstream are changed, and only here. It reads its frames from a fo
 the loader is replaced by one that returns tensors. And in float32 it fails on a frame that attends
 to memories but to no object pointer, as before the first prompt of a late object: the memories are
 then still bfloat16. Upstream runs under autocast, where that does not happen; here the memories are
-widened before the attention, as they are wherever there is a pointer.
+widened before the attention, as they are wherever there is a pointer, unless there is autocast.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,10 @@ def build_oracle(spec: ModelSpec, **changes: Any) -> Any:
     predictor = instantiate(config, _recursive_=True).eval()
 
     def widen(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "memory": kwargs["memory"].float()}
+        memory: Tensor = kwargs["memory"]
+        if torch.is_autocast_enabled(memory.device.type):
+            return args, kwargs
+        return args, {**kwargs, "memory": memory.float()}
 
     predictor.memory_attention.register_forward_pre_hook(widen, with_kwargs=True)
     return predictor
