@@ -57,8 +57,7 @@ def label_dataset(
     found = checked.result()
     run_id = str(flow_run.id)
     out = out if is_url(out) else str(Path(out).absolute())  # workers may run elsewhere
-    with holding(out):
-        table = open_table(found, out, run_id)
+    with holding(out), open_table(found, out, run_id) as table:
         take_over(table, out, run_id)
         shards = plan_shards(found.items, out, run_id, shard_size)
         moved, rows = ItemProgress(len(found.items)), dict[str, ItemRow]()

@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -121,8 +123,9 @@ def read_rows(place: str) -> list[ItemRow]:
 class ItemTable:
     """A manifest in memory, written when an item ends, with a summary beside it if it has a place.
 
-    Written less often where that would take more than a twentieth of the time: what a killed
-    process did not write down is found in the run directories by the next one.
+    Where that would take more than a twentieth of the time it is written later, by a thread, since
+    the next item may take hours. What a killed process did not write down is found in the run
+    directories by the next one.
     """
 
     def __init__(
@@ -137,7 +140,16 @@ class ItemTable:
         self._rows = {row.item_id: row for row in rows}
         self._run_id = run_id
         self._begun, self._next_write = time.monotonic(), 0.0
+        self._changed, self._is_behind, self._is_closed = threading.Condition(), False, False
+        self._writer: threading.Thread | None = None
         self._write()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._is_closed:
+            self.close()
 
     def missing(self, items: Sequence["Item"]) -> list["Item"]:
         """The items that this run has not ended yet."""
@@ -147,13 +159,36 @@ class ItemTable:
         return list(self._rows.values())
 
     def put(self, *rows: ItemRow) -> None:
-        self._rows.update({row.item_id: row for row in rows})
-        if time.monotonic() >= self._next_write:
-            self._write()
+        with self._changed:
+            self._rows.update({row.item_id: row for row in rows})
+            self._is_behind = True
+            if time.monotonic() >= self._next_write:
+                self._write()
+                return
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write_late, daemon=True)
+                self._writer.start()
+            self._changed.notify()
 
     def close(self) -> dict[str, Any]:
         """Write it for the last time, and return the summary."""
-        return self._write()
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+            return self._write()
+
+    def _write_late(self) -> None:
+        with self._changed:
+            while not self._is_closed:
+                early = self._next_write - time.monotonic()
+                if not self._is_behind:
+                    self._changed.wait()
+                elif early > 0:
+                    self._changed.wait(early)
+                else:
+                    self._is_behind = False  # also where it fails: the next one in `put` says so
+                    with suppress(Exception):
+                        self._write()
 
     def _write(self) -> dict[str, Any]:
         begun = time.monotonic()
@@ -167,7 +202,7 @@ class ItemTable:
             text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
             storage.write_bytes(self._summary_place, text.encode())
         now = time.monotonic()
-        self._next_write = now + (now - begun) / _SHARE_OF_TIME
+        self._next_write, self._is_behind = now + (now - begun) / _SHARE_OF_TIME, False
         return summary
 
 

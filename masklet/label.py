@@ -71,8 +71,7 @@ def label_dataset(
     Raises UserError if `out` cannot be used.
     """
     run_id = run_id or uuid.uuid4().hex
-    with holding(out, wait=wait):
-        table = open_table(dataset, out, run_id)
+    with holding(out, wait=wait), open_table(dataset, out, run_id) as table:
         for row in run_items(table.missing(dataset.items), out, run_id, processes=processes):
             table.put(row)
             report(row)

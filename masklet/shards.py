@@ -64,12 +64,12 @@ def run_shard(
     items = read_shard(place)
     ended = shard_rows(place, run_id)
     yield from ended.values()
-    table = ItemTable(_table(place, attempt), [pending_row(one, out) for one in items], run_id)
     left = [one for one in items if one.item_id not in ended]
-    for row in run_items(left, out, run_id, processes=processes, wait=True):
-        table.put(row)
-        yield row
-    table.close()
+    rows = [pending_row(one, out) for one in items]
+    with ItemTable(_table(place, attempt), rows, run_id) as table:
+        for row in run_items(left, out, run_id, processes=processes, wait=True):
+            table.put(row)
+            yield row
 
 
 def shard_rows(place: str, run_id: str) -> dict[str, ItemRow]:

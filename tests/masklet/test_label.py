@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
-from masklet import label, lock, pipeline, storage
+from masklet import item_table, label, lock, pipeline, storage
 from masklet.dataset import Dataset, Item, read_dataset
 from masklet.errors import UserError
 from masklet.estimate import estimate
@@ -94,7 +95,23 @@ def test_the_table_is_right_after_every_item(dataset: Dataset, tmp_path: Path) -
         assert all(after[one] == before[one] or before[one] == "pending" for one in after)
     with pytest.raises(RuntimeError, match="stop"):
         label_dataset(dataset, str(tmp_path / "other"), report=_stop)
-    assert set(statuses(tmp_path / "other").values()) <= {"pending", "done"}
+    assert statuses(tmp_path / "other") == {"a": "done", "b": "pending", "c": "pending"}
+
+
+def test_an_item_is_written_down_while_the_next_one_is_at_work(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_table, "_SHARE_OF_TIME", 0.01)  # too soon to write after the first
+    with label.open_table(dataset, str(tmp_path), "run") as table:
+        table.put(replace(table.rows()[0], run_id="run").failed("no video", 0.0))
+        assert statuses(tmp_path)["a"] == "pending"
+        for _ in range(600):
+            if statuses(tmp_path)["a"] == "failed":
+                break
+            time.sleep(0.1)
+        assert json.loads((tmp_path / "summary.json").read_text())["failed"] == 1
+        table.put(replace(table.rows()[1], run_id="run").failed("no video", 0.0))
+    assert statuses(tmp_path) == {"a": "failed", "b": "failed", "c": "pending"}
 
 
 def _stop(row: ItemRow) -> None:
