@@ -37,7 +37,8 @@ class ItemRow:
     status: `pending`, no run has ended it yet; `done`; `reused`, all of it was there already;
     `failed`.
     reason: why its artifacts were made, see docs/manifest.md; several are joined by commas.
-    error: one line, if it failed. look_at: one line on objects that are hardly seen.
+    error: one line, if it failed.
+    look_at: one line on a damaged source, and on objects that are hardly seen.
     file: the source. out: the run directory.
     model: full name. frames, objects: of the job; artifacts: how many were made in this run.
     price: dollars. bytes: of all artifacts.

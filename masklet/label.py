@@ -143,9 +143,11 @@ def run_item(
 
 
 def what_to_look_at(folder: Path, outputs: Outputs) -> str:
-    """One line on objects that are hardly seen; '' if there are none, or nothing to tell from."""
+    """One line on a damaged source and objects that are hardly seen; '' if there is nothing."""
     import pyarrow.parquet as pq
 
+    damage = outputs.summary.get("damage")
+    found = [f"the source is damaged: {damage}"] if damage else []
     hardly = []
     if "masklets" in outputs.files:
         for path in sorted(Path(folder, "masklets").glob("object=*")):
@@ -153,7 +155,9 @@ def what_to_look_at(folder: Path, outputs: Outputs) -> str:
             seen = sum(score > 0 for score in scores["object_score"].to_pylist())
             if seen <= _RARELY * len(scores):
                 hardly.append(f"object {path.name.removeprefix('object=')} is on {seen} frames")
-    return f"{', '.join(hardly[:5])} of {outputs.summary['frames']}" if hardly else ""
+    if hardly:
+        found.append(f"{', '.join(hardly[:5])} of {outputs.summary['frames']}")
+    return "; ".join(found)
 
 
 @dataclass

@@ -233,6 +233,17 @@ def test_an_object_that_is_hardly_seen_is_worth_a_look(
     assert summary["look_at"] == {"a": "object 1 is on 2 frames of 2"}
 
 
+def test_a_damaged_source_is_worth_a_look(folder: Path, tmp_path: Path) -> None:
+    content = (folder / "a.mp4").read_bytes()
+    middle = len(content) // 2
+    (folder / "b.mp4").write_bytes(content[:middle] + bytes(400) + content[middle + 400 :])
+    for _ in range(2):  # made, and there already
+        summary = label_dataset(read_dataset(folder, NANO), str(tmp_path / "out"))
+        assert summary["failed"] == 0
+        assert summary["look_at"].keys() == {"b"}
+        assert summary["look_at"]["b"].startswith("the source is damaged: ")
+
+
 def test_attempts_at_a_shard_do_what_is_left(dataset: Dataset, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     [shard] = plan_shards(dataset.items, out, "run", 100)
