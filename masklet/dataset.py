@@ -19,6 +19,7 @@ from masklet.addresses import check_address, local_path, shown_address
 from masklet.errors import UserError
 from masklet.job import SegmentJob, load_document, load_job_fields, make_job, parse_json
 from masklet.models import find_model, require_checkpoint
+from masklet.plan import check_without_source
 
 ITEM_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 RESERVED = frozenset({"dataset.parquet", "summary.json"})
@@ -34,6 +35,7 @@ _VIDEOS = re.compile(
 )
 _COLUMNS = ("item_id", *SegmentJob.model_fields)
 _MOST_LINES = 50
+_ITEM = "an item is a mapping with item_id, file and prompts"
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,11 @@ def describe(problems: Iterable[Problem]) -> list[str]:
 
 
 class _Row(NamedTuple):
-    """The fields of one item as they were given, and where."""
+    """The fields of one item as they were given, and where. problem: why there are none."""
 
     place: str
     fields: Mapping[str, Any]
+    problem: str = ""
 
 
 def read_dataset(
@@ -122,10 +125,12 @@ def read_dataset(
     for row in rows:
         fields = {**defaults, **row.fields}
         item_id = fields.pop("item_id", None)
-        file = str(fields.get("file", ""))
+        file = str(fields.get("file") or "")
         item_id = _slug(Path(shown_address(file)).stem) if item_id is None else str(item_id)
         place = row.place if item_id in ("", row.place) else f"{row.place} ({item_id[:130]})"
         try:
+            if row.problem:
+                raise UserError(row.problem)
             _check_id(item_id, items)
             job = make_job(fields | dict(overrides or {}), base=base)
             _check_files(job)
@@ -192,10 +197,14 @@ def _of_document(path: Path) -> tuple[Mapping[str, Any], Iterator[_Row]]:
     if wrong := [str(key) for key in document if key not in ("defaults", "items")]:
         raise UserError(f"{path}: {wrong[0]} is not part of a dataset; it has defaults and items")
     defaults = document.get("defaults") or {}
-    if not isinstance(defaults, dict) or not defaults.keys() <= set(_COLUMNS[1:]):
-        raise UserError(f"{path}: defaults are fields of a job: {', '.join(_COLUMNS[1:])}")
-    rows = (_Row(f"item {at}", _mapping(one)) for at, one in enumerate(document["items"], 1))
-    return defaults, rows
+    if not isinstance(defaults, dict):
+        raise UserError(f"{path}: defaults are a mapping of fields of a job")
+    if wrong := [str(key) for key in defaults if key not in _COLUMNS[1:]]:
+        raise UserError(
+            f"{path}: defaults are fields of a job, {wrong[0]:.60} is none of them: "
+            f"{', '.join(_COLUMNS[1:])}"
+        )
+    return defaults, (_row(f"item {at}", one) for at, one in enumerate(document["items"], 1))
 
 
 def _of_csv(path: Path) -> Iterator[_Row]:
@@ -205,23 +214,22 @@ def _of_csv(path: Path) -> Iterator[_Row]:
         for cells in reader:
             given = {name: cell for name, cell in cells.items() if cell}
             place = f"line {reader.line_num}"
-            if None in given:
-                yield _Row(place, {"item_id": given.get("item_id"), "(more cells)": given[None]})
-                continue
-            yield _Row(place, {name: _value(name, cell) for name, cell in given.items()})
+            more = "the line has more cells than the first one has columns" if None in given else ""
+            fields = {name: _value(name, cell) for name, cell in given.items() if name is not None}
+            yield _Row(place, fields, more)
 
 
 def _of_jsonl(path: Path) -> Iterator[_Row]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
+            if text := line.strip():
+                place = f"line {number}"
                 try:
-                    value = parse_json(line)
+                    yield _row(place, parse_json(text))
                 except RecursionError:
-                    raise ValueError(f"line {number} is nested too deeply") from None
+                    yield _Row(place, {}, "is nested too deeply")
                 except ValueError as error:
-                    raise ValueError(f"line {number}: {error}") from None
-                yield _Row(f"line {number}", _mapping(value))
+                    yield _Row(place, {}, f"is not valid JSON: {error}")
 
 
 def _of_parquet(path: Path) -> Iterator[_Row]:
@@ -280,21 +288,16 @@ def _check_columns(path: Path, names: Iterable[str]) -> None:
         raise UserError(f"{path}: has a column twice")
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _row(place: str, value: Any) -> _Row:
     if isinstance(value, dict):
-        return {str(key): one for key, one in value.items()}
-    return {"(no mapping)": value}
+        return _Row(place, {str(key): one for key, one in value.items()})
+    return _Row(place, {}, _ITEM)
 
 
 def _value(name: str, cell: Any) -> Any:
     """What a cell means, in a format that has only text for it."""
     if not isinstance(cell, str):
         return cell
-    if name == "prompts" and cell.lstrip().startswith(("[", "{")):
-        try:
-            return parse_json(cell)
-        except (ValueError, RecursionError):
-            return [cell]  # refused with the item, as the others are read on
     field = SegmentJob.model_fields.get(name)
     if field is not None and int in (field.annotation, *get_args(field.annotation)):
         return int(cell) if re.fullmatch(r"\s*-?\d{1,18}\s*", cell) else cell
@@ -309,7 +312,7 @@ def _without_none(value: Any) -> Any:
 
 def _check_id(item_id: str, taken: Mapping[str, Item]) -> None:
     if not item_id:
-        raise UserError("an item is a mapping with item_id, file and prompts")
+        raise UserError(_ITEM)
     if not re.fullmatch(ITEM_ID_PATTERN, item_id):
         raise UserError(
             "the item_id is not safe as the name of a folder; it is 1 to 128 letters, digits, "
@@ -338,6 +341,9 @@ def _check_files(job: SegmentJob) -> None:
                 raise UserError(f"{given}: there is no such file")
             if not os.access(given, os.R_OK):
                 raise UserError(f"{given}: may not be read")
+    if source is not None and source.is_file() and source.stat().st_size == 0:
+        raise UserError(f"{source}: is empty: was it copied completely?")
+    check_without_source(job)
 
 
 def _trouble_with_weights(job: SegmentJob, known: dict[tuple[str, Path | None], str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklet.errors import UserError
-from masklet.job import ObjectId, Prompt, SegmentJob
+from masklet.job import MAX_FRAME_INDEX, ObjectId, Prompt, SegmentJob
 from masklet.mask_prompts import MaskPrompts
 from masklet.media import ImageSource, Source
 
@@ -101,6 +101,23 @@ class Plan:
         return tuple(sorted({index for plan in self.objects for index in plan.prompts}))
 
 
+def check_without_source(job: SegmentJob) -> None:
+    """Check what can be told of a job's frames before its source is opened.
+
+    Raises UserError for a range that holds no frame, for prompts outside of it, and for mask
+    prompts that cannot be listed.
+    """
+    first = max(job.start_frame, 0)
+    last = MAX_FRAME_INDEX if job.end_frame == -1 else job.end_frame
+    _check_range(first, last)
+    for number, prompt in enumerate(job.prompts):
+        _check_in_range(prompt.frame_index, first, last, _name_prompt(number, prompt))
+    if job.mask_prompts is not None:
+        with MaskPrompts(job.mask_prompts, 0, 0) as masks:
+            for key in masks.keys:
+                _check_in_range(key[0], first, last, masks.name(*key))
+
+
 def plan_job(job: SegmentJob, source: Source) -> Plan:
     """Check the job against its source, before any model time is spent.
 
@@ -145,9 +162,13 @@ def _frame_range(job: SegmentJob, source: Source) -> tuple[int, int]:
                 f"{field} is {index}, but {source.path.name} has the frames 0 to "
                 f"{source.num_frames - 1}"
             )
+    _check_range(first, last)
+    return first, last
+
+
+def _check_range(first: int, last: int) -> None:
     if first > last:
         raise UserError(f"start_frame {first} is after end_frame {last}")
-    return first, last
 
 
 def _check_frame(frame_index: int, first: int, last: int, source: Source, name: str) -> None:
@@ -156,10 +177,15 @@ def _check_frame(frame_index: int, first: int, last: int, source: Source, name: 
             f"{name}: there is no frame {frame_index}; {source.path.name} has the frames 0 to "
             f"{source.num_frames - 1}"
         )
+    _check_in_range(frame_index, first, last, name)
+
+
+def _check_in_range(frame_index: int, first: int, last: int, name: str) -> None:
     if not first <= frame_index <= last:
+        end = "the end" if last == MAX_FRAME_INDEX else last
         raise UserError(
-            f"{name}: the frame is outside the processed range {first} to {last}; prompt a frame "
-            "in it, or change start_frame or end_frame"
+            f"{name}: the frame is outside the processed range {first} to {end}; prompt a frame in "
+            "it, or change start_frame or end_frame"
         )
 
 

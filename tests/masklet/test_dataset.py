@@ -122,13 +122,20 @@ def test_all_problems_are_listed_at_once(folder: Path) -> None:
         {"item_id": "path", "file": file, "prompts": "no.json"},
         "no mapping",
         {"item_id": "more-of-it", "file": "no.mp4", "prompts": [CLICK]},
+        {"item_id": "range", "file": file, "prompts": [CLICK], "start_frame": 5, "end_frame": 3},
+        {"item_id": "late", "file": file, "prompts": [CLICK], "start_frame": 5},
+        {"item_id": "zip", "file": file, "mask_prompts": "click.json"},
+        {"item_id": "empty", "file": "empty.mp4", "prompts": [CLICK]},
+        {"item_id": "json", "file": file, "prompts": "[{"},
+        {"file": None, "prompts": [CLICK]},
     ]
+    (folder / "empty.mp4").touch()
     path = folder / "set.yaml"
     path.write_text(json.dumps({"defaults": NANO, "items": rows}))
     found = read_dataset(path)
     assert [one.item_id for one in found.items] == ["good"]
-    assert len(found.problems) == 11
-    with pytest.raises(DatasetError, match="11 of 12 items cannot be run") as refusal:
+    assert len(found.problems) == 17
+    with pytest.raises(DatasetError, match="17 of 18 items cannot be run") as refusal:
         found.require_sound()
     lines = refusal.value.lines
     for number, words in enumerate(
@@ -142,7 +149,13 @@ def test_all_problems_are_listed_at_once(folder: Path) -> None:
             "item 8 (model): There is no model 'huge'",
             "item 9 (summary.json): the item_id is the name of a file",
             "item 10 (path): ",
-            "item 11: an item is a mapping",
+            "item 11 and 1 more: an item is a mapping",
+            "item 13 (range): start_frame 5 is after end_frame 3",
+            "item 14 (late): prompts[0] (frame 0, object 1): the frame is outside the processed "
+            "range 5 to the end",
+            f"item 15 (zip): {folder / 'click.json'}: is not a zip of masks",
+            f"item 16 (empty): {folder / 'empty.mp4'}: is empty",
+            "item 17 (json): prompts: is not valid JSON: ",
         ]
     ):
         assert lines[number].startswith(words)
@@ -156,14 +169,17 @@ def test_all_problems_are_listed_at_once(folder: Path) -> None:
         ("set.csv", b"\xff\xfe\x00", "is not valid CSV"),
         ("set.csv", b"", "has no items"),
         ("set.csv", b"item_id,file\n", "has no items"),
-        ("set.jsonl", b'{"a": 1}\n{"a"', "line 2"),
-        ("set.jsonl", b"[" * 100_000, "nested too deeply"),
-        ("set.jsonl", b'{"file": "a", "file": "b"}', "is there twice"),
+        ("set.jsonl", b"\xff\xfe\x00", "is not valid JSONL"),
         ("set.parquet", b"PAR1 it is not", "is not valid PARQUET"),
         ("set.yaml", b"a: &a [*a]", "aliases"),
         ("set.yaml", b"items: 7", "a dataset is a list of items"),
         ("set.yaml", b"items: []\nmore: 1", "more is not part of a dataset"),
-        ("set.yaml", b"items: []\ndefaults: {item_id: a}", "defaults are fields of a job"),
+        (
+            "set.yaml",
+            b"items: []\ndefaults: {item_id: a}",
+            "defaults are fields of a job, item_id is none",
+        ),
+        ("set.yaml", b"items: []\ndefaults: 7", "defaults are a mapping"),
         ("set.yaml", b"[]", "has no items"),
         ("set.txt", b"a", "a dataset is a .yaml"),
     ],
@@ -192,4 +208,22 @@ def test_a_row_of_too_many_cells_is_the_problem_of_its_item(folder: Path) -> Non
     path.write_text("item_id,file,prompts\na,clips/a.mp4,click.json,7\nb,clips/b.mp4,click.json\n")
     found = read_dataset(path, NANO)
     assert [one.item_id for one in found.items] == ["b"]
-    assert [one.place for one in found.problems] == ["line 2 (a)"]
+    [problem] = found.problems
+    assert problem.place == "line 2 (a)"
+    assert problem.message == "the line has more cells than the first one has columns"
+
+
+def test_a_broken_line_is_the_problem_of_its_item(folder: Path) -> None:
+    good = json.dumps({"item_id": "good", "file": "clips/a.mp4", "prompts": [CLICK]})
+    broken = ['{"item_id": "a"', "[" * 100_000, '{"file": "a", "file": "b"}', "7"]
+    path = folder / "set.jsonl"
+    path.write_text("\n".join([*broken, good]))
+    found = read_dataset(path, NANO)
+    assert [one.item_id for one in found.items] == ["good"]
+    for number, words in enumerate(
+        ("is not valid JSON: ", "is nested too deeply", "the key 'file' is there twice", "an item"),
+        1,
+    ):
+        problem = found.problems[number - 1]
+        assert problem.place == f"line {number}"
+        assert words in problem.message
