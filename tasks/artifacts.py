@@ -86,7 +86,7 @@ def show_price(run: Run) -> None:
     cost = json.loads((run.root / "price.json").read_text(encoding="utf-8"))
     with _unless_unreachable("the price"):
         create_table_artifact(
-            [{"of it": name.replace("_", " "), "value": value} for name, value in cost.items()],
+            [{"what": name.replace("_", " "), "value": value} for name, value in cost.items()],
             key="price",
             description=f"${cost['total']:.4f}: what a hosted service would bill",
         )
@@ -107,7 +107,7 @@ def show_picture(key: str, picture: Image.Image, description: str) -> None:
 
 def show_dataset(summary: Mapping[str, Any], rows: Sequence[ItemRow]) -> None:
     """The tables `dataset`, the summary, and `failed-items`, if there are any."""
-    shown = [{"of it": name.replace("_", " "), "value": str(summary[name])} for name in summary]
+    shown = [{"what": name.replace("_", " "), "value": str(summary[name])} for name in summary]
     failed = [{"item": one.item_id, "error": one.error} for one in rows if one.status == "failed"]
     with _unless_unreachable("the summary"):
         create_table_artifact(shown, key="dataset", description="How the items have ended")

@@ -3,6 +3,7 @@
 Inputs are not hashed and results not stored: the manifest knows what is done, Prefect shows it.
 """
 
+import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
@@ -32,6 +33,18 @@ from tasks.artifacts import (
     show_price,
     show_reasons,
 )
+
+
+def _is_readable(record: logging.LogRecord) -> bool:
+    """Leave out Prefect's traceback of a UserError, whose one line it logs too."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None:
+        record.exc_info = None  # of a failed state, to which Prefect adds a traceback of nothing
+    return not isinstance(error, UserError)
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
+    logging.getLogger(_name).addFilter(_is_readable)
 
 Parameters = ParamSpec("Parameters")
 Value = TypeVar("Value")

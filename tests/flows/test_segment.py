@@ -20,6 +20,8 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import ArtifactSort
+from prefect.flow_engine import run_flow
+from prefect.logging import get_logger
 
 from flows.segment import segment
 from masklet.errors import UserError
@@ -184,3 +186,13 @@ def test_a_run_shows_its_outputs_its_objects_its_price_and_pictures(
 
     segment(job.model_copy(update={"preview": True}), tmp_path / "out")
     assert picture_in(newest("prompted-frames")).width > 2 * 160
+
+
+def test_a_refusal_is_logged_in_one_line_and_without_a_traceback(
+    job_fields: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {"job": job_fields | {"file": str(tmp_path / "no.mp4")}, "out": tmp_path / "out"}
+    with pytest.raises(UserError, match=r"no\.mp4"):  # as a worker starts it
+        run_flow(segment, parameters=given, error_logger=get_logger("flow_runs"))
+    assert any(one.startswith("Finished in state Failed(") for one in caplog.messages)
+    assert not any(one.exc_info for one in caplog.records)
