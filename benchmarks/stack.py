@@ -98,7 +98,7 @@ class Stack:
         state = self.curl(f"/flow_runs/{run}")["state"]
         return state["type"], state["message"] or ""
 
-    def ended(self, run: str, seconds: float = 300) -> tuple[str, str]:
+    def ended(self, run: str, seconds: float = 900) -> tuple[str, str]:
         """Wait for the final state of a run."""
 
         def final() -> tuple[str, str] | None:
@@ -127,7 +127,7 @@ def running_stack(folder: Path) -> Iterator[Stack]:
         stack = Stack(folder, free.getsockname()[1])
     try:
         stack.start("server", "server", "start")
-        wait_for("the server", lambda: _answers(stack), 180)
+        wait_for("the server", lambda: _answers(stack), 600)
         stack.prefect("work-pool", "create", "masklet", "--type", "process")
         stack.prefect("automation", "create", "--from-file", "automations.yaml")
         stack.prefect("deploy", "--all")
