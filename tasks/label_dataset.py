@@ -242,11 +242,12 @@ def _patiently(call: Callable[[], Value]) -> Value:
 
 
 def ended(summary: dict[str, Any]) -> State[dict[str, Any]]:
-    """The state in which labelling ends: failed if an item has."""
-    counts = ", ".join(f"{summary[name]} {name}" for name in ("done", "reused", "failed"))
+    """The state in which labelling ends: failed if an item has, or was not come to."""
+    names = ("done", "reused", "failed", *(["pending"] if summary["pending"] else []))
+    counts = ", ".join(f"{summary[name]} {name}" for name in names)
     words = f"{counts}; price ${summary['price']:.4f}"
-    if not summary["failed"]:
+    if summary["is_complete"]:
         return Completed(message=words, data=summary)
-    first = summary["failures"][0]
-    reason = f"{first['items'][0]}: {first['error']}"
-    return Failed(message=f"{words}. {reason}", data=UserError(f"{words}. {reason}"))
+    for first in summary["failures"][:1]:
+        words += f". {first['items'][0]}: {first['error']}"
+    return Failed(message=words, data=UserError(words))

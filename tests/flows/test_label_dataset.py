@@ -21,6 +21,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.label_dataset import label_dataset
+from masklet.item_table import blank_row, summarise
+from tasks.label_dataset import ended
 
 CLICK = {"frame_index": 0, "object_id": 1, "points": [[40, 45]], "labels": [1]}
 
@@ -74,6 +76,12 @@ def test_a_bad_item_fails_the_run_and_stops_no_other(dataset: Path, tmp_path: Pa
     again = label_dataset(str(dataset), str(out), return_state=True)
     assert again.is_completed()
     assert statuses(out) == {"one": "reused", "bad": "done", "two": "reused"}
+
+
+def test_a_run_that_has_not_come_to_an_item_has_failed() -> None:
+    state = ended(summarise([blank_row("a", "a.mp4", "out/a", "")], "run"))
+    assert state.is_failed()
+    assert state.message == "0 done, 0 reused, 0 failed, 1 pending; price $0.0000"
 
 
 def test_a_dataset_with_problems_is_refused_with_all_of_them(
