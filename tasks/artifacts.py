@@ -106,14 +106,24 @@ def show_picture(key: str, picture: Image.Image, description: str) -> None:
 
 
 def show_dataset(summary: Mapping[str, Any], rows: Sequence[ItemRow]) -> None:
-    """The tables `dataset`, the summary, and `failed-items`, if there are any."""
-    shown = [{"what": name.replace("_", " "), "value": str(summary[name])} for name in summary]
+    """The table `dataset`, the summary; `failed-items` and `look-at`, if there are any."""
+    named = ("failures", "look_at")
+    shown = [
+        {"what": name.replace("_", " "), "value": str(value)}
+        for name, value in summary.items()
+        if name not in named
+    ]
     failed = [{"item": one.item_id, "error": one.error} for one in rows if one.status == "failed"]
+    seen = [{"item": name, "look at": line} for name, line in summary["look_at"].items()]
     with _unless_unreachable("the summary"):
         create_table_artifact(shown, key="dataset", description="How the items have ended")
         if failed:
             create_table_artifact(
                 failed[:_MAX_ROWS], key="failed-items", description=f"{len(failed)} items failed"
+            )
+        if seen:
+            create_table_artifact(
+                seen[:_MAX_ROWS], key="look-at", description=f"{len(seen)} items to look at"
             )
 
 

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from prefect import get_client
+from prefect import flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import ArtifactSort
@@ -22,6 +23,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.label_dataset import label_dataset
 from masklet.item_table import blank_row, summarise
+from tasks.artifacts import show_dataset
 from tasks.label_dataset import ended
 
 CLICK = {"frame_index": 0, "object_id": 1, "points": [[40, 45]], "labels": [1]}
@@ -71,11 +73,20 @@ def test_a_bad_item_fails_the_run_and_stops_no_other(dataset: Path, tmp_path: Pa
     assert not (out / ".shards").exists()
     assert artifact("items") == 100.0
     assert [row["item"] for row in json.loads(artifact("failed-items"))] == ["bad"]
+    shown = {row["what"]: row["value"] for row in json.loads(artifact("dataset"))}
+    assert (shown["done"], shown["failed"], "failures" in shown) == ("2", "1", False)
 
     shutil.copy(dataset.parent / "good.mp4", dataset.parent / "bad.mp4")
     again = label_dataset(str(dataset), str(out), return_state=True)
     assert again.is_completed()
     assert statuses(out) == {"one": "reused", "bad": "done", "two": "reused"}
+
+
+def test_what_to_look_at_is_a_table_of_its_own() -> None:
+    row = blank_row("a", "a.mp4", "out/a", "run")
+    seen = replace(row, status="done", look_at="object 1 is on 2 frames of 90")
+    flow(name="shows", persist_result=False)(show_dataset)(summarise([seen], "run"), [seen])
+    assert json.loads(artifact("look-at")) == [{"item": "a", "look at": seen.look_at}]
 
 
 def test_a_run_that_has_not_come_to_an_item_has_failed() -> None:
