@@ -22,11 +22,12 @@ from benchmarks.machine import describe
 from masklet.checkpoint import Kept, Standing, load_checkpoint, save_checkpoint
 from masklet.job import ObjectId
 from masklet.models import find_model, model_config
+from masklet.settings import Settings
 from masklet.store import MAX_PART_BYTES, PART_ROWS, MaskletRow
 from masklet.tracker import Memory, MemoryBank
-from masklet.tracking import SECONDS_BETWEEN_CHECKPOINTS
 
 MAPS, POINTERS = 6, 15
+SECONDS_BETWEEN = Settings.model_fields["checkpoint_seconds"].default
 
 
 def standing(image_size: int, channels: int, rows: int) -> Standing:
@@ -75,10 +76,10 @@ def main() -> None:
                 str(rows),
                 f"{large / 2**20:.1f} MiB",
                 f"{1e3 * taken:.0f} ms",
-                f"{taken / SECONDS_BETWEEN_CHECKPOINTS:.2%}",
+                f"{taken / SECONDS_BETWEEN:.2%}",
             )
     console = Console(width=120)
-    console.print(f"a checkpoint every {SECONDS_BETWEEN_CHECKPOINTS:.0f} s; {describe()}")
+    console.print(f"a checkpoint every {SECONDS_BETWEEN:.0f} s; {describe()}")
     console.print(table)
 
 

@@ -12,7 +12,6 @@ import signal
 import sys
 from itertools import count
 
-from masklet import tracking
 from masklet.cli import main
 
 
@@ -38,6 +37,6 @@ def _fail_to_sync(first: int) -> None:
 
 
 if __name__ == "__main__":
-    tracking.SECONDS_BETWEEN_CHECKPOINTS = 0.5
+    os.environ["MASKLET_CHECKPOINT_SECONDS"] = "0.5"
     injure(sys.argv.pop(1))
     main()

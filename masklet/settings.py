@@ -70,6 +70,12 @@ class Settings(BaseSettings):
         le=30,
         description="Pause before a broken download goes on; doubled each time.",
     )
+    checkpoint_seconds: float = Field(
+        default=30,
+        ge=0,
+        allow_inf_nan=False,
+        description="Time of tracking after which a run that is killed could go on.",
+    )
     allow_addresses: Annotated[
         tuple[Annotated[Network, BeforeValidator(_network)], ...],
         NoDecode,

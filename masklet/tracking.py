@@ -17,9 +17,9 @@ from masklet.network import Network
 from masklet.plan import Plan
 from masklet.propagate import count_steps, propagate
 from masklet.run import CHECKPOINT
+from masklet.settings import load_settings
 from masklet.store import object_folder, part_hashes
 
-SECONDS_BETWEEN_CHECKPOINTS = 30.0
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -64,7 +64,7 @@ def track_objects(
             advance,
             begun={one: kept[one].standing for one in object_ids if one in kept},
             keep=keep,
-            seconds_between=SECONDS_BETWEEN_CHECKPOINTS,
+            seconds_between=load_settings().checkpoint_seconds,
         )
     for one in works:
         publish(object_folder(scratch, one), object_folder(masklets, one))

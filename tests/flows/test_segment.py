@@ -180,7 +180,7 @@ def test_a_run_shows_its_outputs_its_objects_its_price_and_pictures(
     assert (first["frames present"], first["of"]) == (6, 6)
     assert (first["first frame"], first["last frame"]) == (0, 5)
     assert 0.5 < first["mean confidence"] <= 1
-    assert {row["of it"]: row["value"] for row in newest_table("price")}["total"] == 0.01
+    assert {row["what"]: row["value"] for row in newest_table("price")}["total"] == 0.01
     sheet = picture_in(newest("contact-sheet"))
     assert sheet.width > 3 * 160
 

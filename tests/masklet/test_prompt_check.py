@@ -95,7 +95,7 @@ def test_a_zip_of_masks_and_an_image(masklet: Masklet, tmp_path: Path) -> None:
         ({**CLICK, "frame_index": 20}, "prompts[1] (frame 20, object 1): there is no frame 20"),
         ({**CLICK, "points": [[160, 1]], "labels": [1]}, "the point (160, 1) is outside"),
         ({**BOX, "box": [90, 50, 40, 30]}, "its corners would be [90.0, 50.0, 130.0, 80.0]"),
-        ({**BOX, "box": [0, 0, 161, 30]}, "with x up to 160 and y up to 96"),
+        ({**BOX, "box": [0, 0, 161, 30]}, "with x from 0 to 160 and y from 0 to 96"),
     ],
 )
 def test_wrong_prompts_are_one_line_and_nothing_is_written(

@@ -53,7 +53,7 @@ def whole(fields: dict[str, Any], tmp_path: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def checkpoints_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setenv("MASKLET_CHECKPOINT_SECONDS", "0")
     monkeypatch.setattr(propagate, "_MOST_FOR_KEEPING", 1e9)
 
 
@@ -269,16 +269,16 @@ def test_a_masklet_whose_place_is_taken_is_refused(tmp_path: Path) -> None:
 def test_a_run_that_left_nothing_of_use_is_taken_back(
     fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_CHECKPOINTS", 1e9)
+    monkeypatch.setenv("MASKLET_CHECKPOINT_SECONDS", "1e9")
     cut_off(fields, tmp_path / "new/out", 5)
     assert not (tmp_path / "new").exists()
 
 
 _KILLED = """
 import sys, time
-from masklet import pipeline, propagate, tracking
+from masklet import pipeline, propagate
 from masklet.job import make_job
-tracking.SECONDS_BETWEEN_CHECKPOINTS, propagate._MOST_FOR_KEEPING = 0.0, 1e9
+propagate._MOST_FOR_KEEPING = 1e9
 def progress(stage, done, total):
     if stage == "propagate" and done > 7:
         print("tracking", flush=True)
@@ -314,7 +314,7 @@ def test_checkpoints_come_by_time(
     """Every so many seconds, less often where the disk is slow, and when all is tracked."""
     now, kept = [0.0], []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_CHECKPOINTS", 30.0)
+    monkeypatch.setenv("MASKLET_CHECKPOINT_SECONDS", "30")
     monkeypatch.setattr(propagate, "_MOST_FOR_KEEPING", 0.025)
     monkeypatch.setattr(tracking, "save_checkpoint", lambda path, objects: save(objects))
 
