@@ -30,7 +30,7 @@ from masklet.tracker import MemoryBank
 CHECKPOINT_AT = Path(".tracking", CHECKPOINT)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fields(clip: Path) -> dict[str, Any]:
     return {
         "file": str(clip),
@@ -44,11 +44,12 @@ def fields(clip: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def whole(fields: dict[str, Any], tmp_path: Path) -> dict[str, bytes]:
+@pytest.fixture(scope="module")
+def whole(fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What an uninterrupted run makes."""
-    run_job(make_job(fields), tmp_path / "whole")
-    return contents(tmp_path / "whole")
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run_job(make_job(fields), out)
+    return contents(out)
 
 
 @pytest.fixture(autouse=True)
