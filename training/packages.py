@@ -16,7 +16,7 @@ class Package:
 
     name: str
     licence: str
-    folders: str = "."
+    folders: str = "usr"
     unwanted: str | None = None
 
 

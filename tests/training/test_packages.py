@@ -40,6 +40,15 @@ def test_unwanted_files_go_and_nothing_is_fetched_twice(
     assert calls == ["apt-get", "dpkg"]
 
 
+def test_all_pictures_of_a_package_count_unless_it_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "PACKAGES", (Package("clips", "CC0"),))
+    monkeypatch.setattr(subprocess, "run", unpacking(["usr/share/clips/a.png"], []))
+    [folder] = fetch(tmp_path)
+    assert [p.name for p in folder.rglob("*.png")] == ["a.png"]
+
+
 def test_every_package_names_a_licence() -> None:
     assert all(package.licence for package in packages.PACKAGES)
     assert len({package.name for package in packages.PACKAGES}) == len(packages.PACKAGES)
