@@ -127,8 +127,7 @@ class Lanes:
 
     def _encode(self, images: Sequence[Tensor]) -> list[FrameFeatures]:
         try:
-            device = self.network.model.device
-            return self.network.encode([normalize(send(image, device)) for image in images])
+            return encode(self.network, images)
         except RuntimeError as error:
             size = self._limits["frames"].lower(error, len(images))
         return [
@@ -180,6 +179,11 @@ class _Limit:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return self.size
+
+
+def encode(network: Network, images: Sequence[Tensor]) -> list[FrameFeatures]:
+    """Send stretched frames, (3, image_size, image_size) uint8, to the device and encode them."""
+    return network.encode([normalize(send(image, network.model.device)) for image in images])
 
 
 def raise_for_memory(error: RuntimeError, where: str) -> NoReturn:

@@ -16,11 +16,11 @@ from torch import Tensor
 from masklet import tracker
 from masklet.checkpoint import Standing
 from masklet.job import ObjectId
-from masklet.lanes import Lanes, Tracked, raise_for_memory
+from masklet.lanes import Lanes, Tracked, encode, raise_for_memory
 from masklet.media import read_frames
 from masklet.network import Network, Prediction
 from masklet.plan import ObjectPlan, Plan
-from masklet.preprocess import normalize, stretch
+from masklet.preprocess import stretch
 from masklet.store import MaskletRow, MaskletWriter, object_folder
 from masklet.tracker import MemoryBank, Sweep
 from masklet.transfer import bring
@@ -178,7 +178,7 @@ def _condition(
                 if plan.timeline[position] in one.prompts
             }
             try:
-                [features] = network.encode([normalize(image.to(network.model.device))])
+                [features] = encode(network, [image])
                 for one, prompts in said.items():
                     prediction, memory = tracker.condition(network, features, prompts, frame_size)
                     predictions[position, one] = bring(prediction)()
@@ -252,7 +252,7 @@ def _is_final(plan: Plan, sweep: Sweep, position: int, is_prompted: bool) -> boo
 
 def _row(frame_index: int, prediction: Prediction) -> MaskletRow:
     return MaskletRow(
-        frame_index, float(prediction.object_score), prediction.logits.float().cpu().numpy()
+        frame_index, float(prediction.object_score), prediction.logits.float().numpy()
     )
 
 
