@@ -35,6 +35,13 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_temporary_files(*folders: Path) -> None:
+    """Remove what killed processes were about to write in these folders, not below them."""
+    for folder in folders:
+        for path in folder.glob(TEMPORARY_FILES):
+            path.unlink(missing_ok=True)
+
+
 def put_folder(grown: Path, place: Path) -> None:
     """Put a folder, whose files are on disk, in its place, and flush that; one there gives way.
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masklet import lock, storage
-from masklet.atomic import TEMPORARY_FILES
+from masklet.atomic import remove_temporary_files
 from masklet.dataset import Dataset, Item
 from masklet.errors import UserError
 from masklet.item_table import ItemRow, ItemTable, blank_row, read_rows
@@ -88,8 +88,7 @@ def holding(out: str, *, wait: bool = False) -> Iterator[None]:
         yield
         return
     with lock.held(Path(out), wait=wait):
-        for path in Path(out).glob(TEMPORARY_FILES):
-            path.unlink(missing_ok=True)
+        remove_temporary_files(Path(out))
         yield
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from masklet import lock, works
-from masklet.atomic import TEMPORARY_FILES
+from masklet.atomic import remove_temporary_files
 from masklet.errors import UserError
 from masklet.job import SegmentJob
 from masklet.manifest import FILE_NAME, INPUT, Done, InputFile, Manifest, Reason, Work
@@ -186,7 +186,8 @@ def open_run(order: Order, root: Path, progress: Progress, *, wait: bool = False
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     with lock.held(root, wait=wait):
         try:
-            _remove_temporary_files(root)
+            # nothing in folders that are not its own: a run of another may be at work there
+            remove_temporary_files(root, *(root / _SCRATCH).glob("**/"))
             yield Run(order, root, open_manifest(root, verify=order.verify), progress)
         finally:
             if not (root / _SCRATCH / CHECKPOINT).exists():
@@ -216,12 +217,6 @@ def frames_tracked(root: Path) -> dict[str, int]:
         return {key: steps for _, key, steps, _ in objects}
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         return {}  # none, or none that a run could go on from
-
-
-def _remove_temporary_files(root: Path) -> None:
-    """Remove what killed runs were about to write, and nothing in folders that are not theirs."""
-    for path in (*root.glob(TEMPORARY_FILES), *(root / _SCRATCH).rglob(TEMPORARY_FILES)):
-        path.unlink(missing_ok=True)
 
 
 def _remove_empty(folders: list[Path]) -> None:
