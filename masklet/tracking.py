@@ -40,6 +40,7 @@ def track_objects(
         masklets: folder that gets the complete masklets.
         counter: makes a function that counts steps, given how many there are.
     """
+    seconds_between = load_settings().checkpoint_seconds
     steps = count_steps(plan, network.model)
     path = scratch / CHECKPOINT
     kept = _usable(load_checkpoint(path), works, scratch, masklets, steps)
@@ -64,7 +65,7 @@ def track_objects(
             advance,
             begun={one: kept[one].standing for one in object_ids if one in kept},
             keep=keep,
-            seconds_between=load_settings().checkpoint_seconds,
+            seconds_between=seconds_between,
         )
     for one in works:
         publish(object_folder(scratch, one), object_folder(masklets, one))
