@@ -35,13 +35,11 @@ def stretch(frame: NDArray[np.uint8], image_size: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(resized), 2, 0)))
 
 
-@torch.inference_mode()
 def normalize(image: Tensor) -> Tensor:
-    """The other half: (3, h, w) uint8 to float32, on the same device."""
+    """The other half: (..., 3, h, w) uint8 to float32, on the same device."""
     return _normalized(image.float().div_(255))
 
 
-@torch.inference_mode()
 def preprocess_image(image: NDArray[np.uint8], image_size: int) -> Tensor:
     """Stretch an RGB image (H, W, 3) to (3, image_size, image_size) float32, normalized.
 

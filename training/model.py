@@ -20,8 +20,6 @@ from torch import Tensor
 
 LONG_VIDEO = 1000
 PLACE_GAIN = 3.0
-MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -94,12 +92,6 @@ def initialise(model: SAM2Base) -> None:
     for layer in model.memory_attention.layers:
         layer.cross_attn_image.q_proj.bias.fill_(1.0)
         layer.cross_attn_image.k_proj.bias.fill_(1.0)
-
-
-def normalise(frames: Tensor) -> Tensor:
-    """uint8 (B, S, S, 3) -> float32 (B, 3, S, S), ImageNet's mean and deviation."""
-    pixels = frames.permute(0, 3, 1, 2).float() / 255
-    return (pixels - MEAN.to(frames.device)) / STD.to(frames.device)
 
 
 def encode(model: SAM2Base, pictures: Tensor) -> Features:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
+from masklet.preprocess import normalize
 from training import prompts
 from training.batch import Batch, Plan, boolean, tensors
 from training.losses import Losses, add, iou, losses
@@ -18,7 +19,6 @@ from training.model import (
     choose,
     encode,
     from_mask,
-    normalise,
     prompted,
     remember,
     tracked,
@@ -94,7 +94,7 @@ def follow(
 def loss(model: SAM2Base, rng: Rng, batch: Batch, plan: Plan) -> tuple[Tensor, dict[str, float]]:
     """The loss of a batch (a scalar) and what to write in the log."""
     frames = batch.frames.shape[1]
-    every = encode(model, normalise(batch.frames.flatten(0, 1)))
+    every = encode(model, normalize(batch.frames.flatten(0, 1).permute(0, 3, 1, 2)))
     features = [every.take(batch.rows() * frames + t) for t in range(frames)]
     parts, memory, low = ask(
         model, rng, features[0], batch.masks[:, 0], plan, plan.kind, frames > 1

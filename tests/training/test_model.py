@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from PIL import Image
 
+from masklet.preprocess import normalize
 from training.model import (
     build,
     choose,
     encode,
     from_mask,
     initialise,
-    normalise,
     prompted,
     remember,
     tracked,
@@ -73,7 +73,7 @@ def test_unrolled_equals_predictor(
             )
         theirs = [logits[0, 0] for _, _, logits in predictor.propagate_in_video(state)]
         pictures = np.stack([np.asarray(Image.open(frames / f"{i}.jpg")) for i in range(FRAMES)])
-        every = encode(predictor, normalise(torch.from_numpy(pictures)))
+        every = encode(predictor, normalize(torch.from_numpy(pictures).permute(0, 3, 1, 2)))
         first = every.take(torch.tensor([0]))
         if kind == "mask":
             memory = from_mask(predictor, first, torch.from_numpy(mask)[None, None].float())
