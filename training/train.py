@@ -232,10 +232,10 @@ def run(rank: int, args: argparse.Namespace) -> None:
         stage = stages[number]
         resize(model, stage.size)
         lessons = [lesson(stage, number, step) for step in range(state.step, stage.steps)]
+        began = time.time()
         for given, batch in batches(lessons, args.bank, rank, args.ranks, args.workers):
-            began = time.time()
             values = update(state, given, batch, rank, args.ranks, args.precision)
-            state.seconds += time.time() - began
+            state.seconds, began = state.seconds + time.time() - began, time.time()
             if rank == 0:
                 log.add(state, stage, values)
                 if state.step % args.save_every == 0:
