@@ -66,6 +66,7 @@ def main() -> None:
             out = disk / f"run-{tally.completed}"
             injure_until_complete(out, arguments, chance, tally, console, options.injuries)
             compare(whole, out)
+            console.print("no difference")
             shutil.rmtree(out)
     report(tally, console)
 
@@ -99,7 +100,7 @@ def injure_until_complete(
         ended = injured_attempt(kind, command, out, chance, tally)
         if ended is not None and ended.returncode == 0:
             tally.completed += 1
-            console.print(f"complete after {tally.injuries.total()} injuries: no difference")
+            console.print(f"complete after {tally.injuries.total()} injuries")
             return
         tally.injuries[kind] += 1
         tally.went_on += standing(out) > before > 0
