@@ -1,5 +1,6 @@
 """Two steps of every kind of stage, and going on from a checkpoint, with a small network."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,13 @@ stages:
   - {name: images, size: 64, frames: 1, videos: 2, objects: 1, steps: 2, lr: 1.0e-3, lr_end: 1.0e-3}
   - {name: clips, size: 64, frames: 3, videos: 1, objects: 2, steps: 2, lr: 1.0e-3, lr_end: 1.0e-3}
 """
+
+
+@pytest.fixture(autouse=True)
+def other_tests_keep_their_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
