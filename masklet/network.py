@@ -5,7 +5,8 @@ follows its inference, without what tracking does not need: masks at the size of
 pictures are made where the memory encoder takes them and nowhere else.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,6 +21,21 @@ from masklet.compiled import Compiled
 from masklet.encoders import ImageEncoder, MemoryEncoder
 
 _NO_POINT = -1
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread.
+
+    MKL chooses its code when a process computes its first sine. When two threads do so at once, one
+    of them may be given other code, now and then, and the last bits of the whole run are others.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,7 @@ class Network:
 
     @staticmethod
     @torch.inference_mode()
+    @_one_thread()
     def of(model: SAM2Base, dtype: torch.dtype = torch.float32) -> "Network":
         """Prepare a model, which stays as it is."""
         _check(model)

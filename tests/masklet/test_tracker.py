@@ -71,6 +71,18 @@ def test_objects_alone_are_as_in_a_batch(source: Source, nano: SAM2Base) -> None
         assert difference.abs().max() <= TRACKED_TOLERANCE
 
 
+def test_the_first_sines_of_a_process_are_computed_by_one_thread(nano: SAM2Base) -> None:
+    threads, seen = torch.get_num_threads(), list[int]()
+    embedding = nano.memory_encoder.position_encoding
+    hook = embedding.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    Network.of(nano)
+    hook.remove()
+    afterwards = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    assert (seen, afterwards) == ([1], 2)
+
+
 def held(bank: MemoryBank) -> int:
     """Bytes that a bank keeps from being freed: a view holds all that it is a view of."""
     memories = [*bank.conditioning.values(), *bank.tracked.values()]
