@@ -1,6 +1,6 @@
 """Debian packages that ship pictures under free licences, and how to have them in a folder.
 
-They are downloaded and unpacked, never installed; it needs apt-get and dpkg, and some 1.2 GB.
+They are downloaded and unpacked, never installed; it needs apt-get and dpkg, and some 1.3 GB.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ class Package:
     name: str
     licence: str
     folders: str = "usr"
-    unwanted: str | None = None
+    unwanted: tuple[str, ...] = ()
 
+
+_DRAWN = ("*logo*", "*origami*", "*plasma*", "simple_blue*", "this-is-*", "triangles*")
+# maps of normals, as many of its PNG files are
+_NORMALS = ("**/*.png", "**/*_nm.jpg")
 
 PACKAGES = (
     Package("openclipart-png", "public domain"),
@@ -28,11 +32,14 @@ PACKAGES = (
     Package("lomiri-wallpapers-16.04", "CC BY-SA, CC BY, CC0"),
     Package("lomiri-wallpapers-20.04", "CC BY-SA, CC BY, CC0"),
     Package("ukui-wallpapers", "CC BY-SA"),
+    Package("lxqt-themes", "CC BY-SA 3.0, LGPL-2.1+", "usr/share/lxqt/wallpapers", _DRAWN),
+    Package("krank", "public domain", "**/unera-backgrounds", ("menu-*",)),
+    Package("tuxpaint-data", "GPL-2+", "usr/share/tuxpaint/templates"),
+    Package("gnome-taquin", "CC BY-SA 3.0, public domain", "**/themes/cats"),
     # letters and signs are no objects
-    Package("tuxpaint-stamps-default", "GPL-2", "usr/share/tuxpaint/stamps", "symbols/**/*.png"),
+    Package("tuxpaint-stamps-default", "GPL-2", "usr/share/tuxpaint/stamps", ("symbols/**/*.png",)),
     Package("wesnoth-1.16-data", "GPL-2+", "**/portraits"),
-    # many of its PNG files are maps of normals
-    Package("supertuxkart-data", "CC BY-SA, CC BY, CC0, GPL", "usr/share/games", "**/*.png"),
+    Package("supertuxkart-data", "CC BY-SA, CC BY, CC0, GPL", "usr/share/games", _NORMALS),
 )
 
 
@@ -48,7 +55,7 @@ def fetch(root: Path) -> list[Path]:
             part = root / f"{package.name}.part"
             subprocess.run(["dpkg", "-x", archive.name, part.name], cwd=root, check=True)
             for folder in part.glob(package.folders):
-                for file in folder.glob(package.unwanted) if package.unwanted else ():
+                for file in {file for what in package.unwanted for file in folder.glob(what)}:
                     file.unlink()
             part.rename(unpacked)
             archive.unlink()

@@ -29,14 +29,15 @@ def unpacking(files: list[str], calls: list[str]) -> object:
 def test_unwanted_files_go_and_nothing_is_fetched_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = Package("stamps", "CC0", "share/stamps", "symbols/**/*.png")
+    package = Package("stamps", "CC0", "share/stamps", ("symbols/**/*.png", "*_nm.jpg"))
     calls: list[str] = []
     files = ["share/stamps/cat.png", "share/stamps/symbols/latin/a.png", "share/doc/b.png"]
+    files += ["share/stamps/wood_nm.jpg"]
     monkeypatch.setattr(packages, "PACKAGES", (package,))
     monkeypatch.setattr(subprocess, "run", unpacking(files, calls))
     for _ in range(2):
         [folder] = fetch(tmp_path)
-        assert [p.name for p in folder.rglob("*.png")] == ["cat.png"]
+        assert [p.name for p in folder.rglob("*.*")] == ["cat.png"]
     assert calls == ["apt-get", "dpkg"]
 
 
