@@ -237,5 +237,5 @@ EXPORTS: dict[str, Export] = {
     "masks": Export("masks.zip", 1, write_masks, _zip_settings),
     "pixel_confidences": Export("pixel_confidences.zip", 1, write_pixel_confidences, _zip_settings),
     "bbox_tracking": Export("bbox_tracking.json", 1, write_bbox_tracking),
-    "debug_masks": Export("debug_masks.mp4", 2, write_debug_video, overlay_settings),
+    "debug_masks": Export("debug_masks.mp4", 3, write_debug_video, overlay_settings),
 }

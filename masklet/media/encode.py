@@ -23,6 +23,10 @@ from masklet.media.source import Source
 FINISH_SECONDS = 1800.0
 """For moving the index of a finished file to its front, which copies the file once."""
 
+# On processors with AVX-512 this step of x264 depends on memory that nobody has written: the same
+# frames are now and then another video.
+_REPEATABLE = "mbtree=0"
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -143,7 +147,7 @@ def _command(
         f="mp4",
         vcodec="libx264",
         preset="veryfast",
-        crf=20,
+        crf=21,
         threads=THREADS,
         colorspace="bt709",
         color_primaries="bt709",
@@ -151,7 +155,7 @@ def _command(
         color_range="tv",
         movflags="+faststart",
         fflags="+bitexact",
-        **{"/filter:v": f"/dev/fd/{filters}"},
+        **{"/filter:v": f"/dev/fd/{filters}", "x264-params": _REPEATABLE},
         **options,
     )
     return command(output)

@@ -426,6 +426,22 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_same_frames_are_the_same_video_whatever_was_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    height, width = 240, 426
+    coarse = np.random.default_rng(0).integers(0, 255, (32, 62, 3), dtype=np.uint8)
+    scene = np.asarray(Image.fromarray(coarse).resize((width + 72, height + 16)))
+    frames = [scene[:height, 3 * n : 3 * n + width] for n in range(16)]
+    videos = set()
+    for filling in ("1", "165"):  # glibc fills with this what it hands out
+        monkeypatch.setenv("MALLOC_PERTURB_", filling)
+        path = tmp_path / f"{filling}.mp4"
+        write_video(path, frames, width=width, height=height, frame_rate=Fraction(30))
+        videos.add(path.read_bytes())
+    assert len(videos) == 1
+
+
 def umask() -> int:
     value = os.umask(0)
     os.umask(value)
