@@ -181,6 +181,7 @@ class _Limit:
         return self.size
 
 
+@torch.inference_mode()
 def encode(network: Network, images: Sequence[Tensor]) -> list[FrameFeatures]:
     """Send stretched frames, (3, image_size, image_size) uint8, to the device and encode them."""
     return network.encode([normalize(send(image, network.model.device)) for image in images])
