@@ -78,7 +78,6 @@ class State:
     stage: int = 0
     step: int = 0
     seen: int = 0
-    seconds: float = 0.0
 
     def save(self, path: Path) -> None:
         """Write atomically."""
@@ -90,7 +89,6 @@ class State:
                 "stage": self.stage,
                 "step": self.step,
                 "seen": self.seen,
-                "seconds": self.seconds,
             },
             path.with_suffix(".part"),
         )
@@ -104,7 +102,7 @@ class State:
         for optimizer, state in zip(self.optimizers, kept["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.stage, self.step = kept["stage"], kept["step"]
-        self.seen, self.seconds = kept["seen"], kept["seconds"]
+        self.seen = kept["seen"]
 
 
 def follow_average(state: State) -> None:
@@ -232,10 +230,8 @@ def run(rank: int, args: argparse.Namespace) -> None:
         stage = stages[number]
         resize(model, stage.size)
         lessons = [lesson(stage, number, step) for step in range(state.step, stage.steps)]
-        began = time.time()
         for given, batch in batches(lessons, args.bank, rank, args.ranks, args.workers):
             values = update(state, given, batch, rank, args.ranks, args.precision)
-            state.seconds, began = state.seconds + time.time() - began, time.time()
             if rank == 0:
                 log.add(state, stage, values)
                 if state.step % args.save_every == 0:
