@@ -33,7 +33,7 @@ def _fail_to_sync(first: int) -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         sync(descriptor)
 
-    os.fsync = fsync  # type: ignore[assignment]
+    os.fsync = fsync  # type: ignore[assignment]  # stands for one of C
 
 
 if __name__ == "__main__":

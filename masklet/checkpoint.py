@@ -81,6 +81,7 @@ def load_checkpoint(path: Path) -> dict[ObjectId, Kept]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
+            # what is open has keys(), but cannot be iterated
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = metadata["objects"]
         if metadata["version"] != _VERSION or metadata["sha256"] != _digest(about, tensors):

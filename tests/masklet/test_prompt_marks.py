@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from masklet.overlay import colours_of
-from masklet.plan import ObjectPlan
+from masklet.plan import Clicks, ObjectPlan
 from masklet.prompt_marks import draw_prompts, prompts_on
 from tests.masklet.comparison import click, said
 
@@ -13,8 +13,8 @@ COLOURS = colours_of([1, "two"])
 GREY = np.full((240, 360, 3), 128, np.uint8)
 
 
-def drawn(*clicks: object) -> NDArray[np.uint8]:
-    return draw_prompts(GREY, {1: said(*clicks)}, COLOURS)  # type: ignore[arg-type]
+def drawn(*clicks: Clicks) -> NDArray[np.uint8]:
+    return draw_prompts(GREY, {1: said(*clicks)}, COLOURS)
 
 
 def changed(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
