@@ -27,8 +27,8 @@ _NO_POINT = -1
 def _one_thread() -> Iterator[None]:
     """Compute with one thread.
 
-    MKL chooses its code when a process computes its first sine. When two threads do so at once, one
-    of them may be given other code, now and then, and the last bits of the whole run are others.
+    With MKL, two threads that compute a process's first sine at once do not always get the last
+    bits that they get ever after, and what is prepared of them shows in a whole run.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
