@@ -1,16 +1,19 @@
 """Our tracker beside the oracle: prompts said shortly, plans of them, and what "the same" means."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
 
 from masklet.media import Source, read_frames
 from masklet.models import find_model
-from masklet.network import Network
+from masklet.network import FrameFeatures, Network
 from masklet.plan import Clicks, Direction, FramePrompts, ObjectPlan, Plan
 from masklet.preprocess import preprocess
 from masklet.propagate import segment_frames
@@ -72,6 +75,10 @@ def their_logits(plan: Plan, oracle: Any, prompts: Prompts) -> Logits:
 def compare(plan: Plan, model: SAM2Base, oracle: Any, prompts: Prompts | None = None) -> Logits:
     """Assert that both trackers give the same logits and masks; returns ours.
 
+    A prompted frame's mask is remembered as hard pixels, each on this or that side of zero. Where
+    rounding alone decides on which, both trackers are right, and yet one pixel moves what follows
+    by more than rounding does. Then ours is given upstream's pixels to remember.
+
     Args:
         prompts: those of the plan in the order in which the oracle gets them.
     """
@@ -79,8 +86,40 @@ def compare(plan: Plan, model: SAM2Base, oracle: Any, prompts: Prompts | None = 
     theirs = their_logits(plan, oracle, prompts or of_plan)
     ours = our_logits(plan, model)
     prompted = {(plan.position[at], one) for one, by in of_plan.items() for at in by}
+    seen = prompted & theirs.keys()
+    hard = {key: hard_pixels(theirs[key], model.image_size) for key in seen}
+    if any((hard_pixels(ours[key], model.image_size) != hard[key]).any() for key in seen):
+        with remembered_as([theirs[key] for key in seen]):
+            ours = our_logits(plan, model)
     assert_same(ours, theirs, prompted, plan.source)
     return ours
+
+
+def hard_pixels(logits: torch.Tensor, image_size: int) -> torch.Tensor:
+    """What the memory encoder sees of a prompted frame's mask, (image_size, image_size)."""
+    size = image_size, image_size
+    return F.interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0] > 0
+
+
+@contextmanager
+def remembered_as(answers: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Let our tracker remember a prompted frame by the one of these logits that is nearest."""
+    encode_memory = Network.encode_memory
+
+    def encode(
+        network: Network,
+        features: FrameFeatures,
+        logits: torch.Tensor,
+        scores: torch.Tensor,
+        *,
+        from_prompts: bool,
+    ) -> torch.Tensor:
+        if from_prompts:
+            logits = min(answers, key=lambda one: float((one - logits[0]).abs().max()))[None]
+        return encode_memory(network, features, logits, scores, from_prompts=from_prompts)
+
+    with patch.object(Network, "encode_memory", encode):
+        yield
 
 
 def assert_same(
