@@ -2,7 +2,8 @@
 
 Every test gives both the same frames, weights and prompts, and asks for the same logits and masks
 in float32 (`comparison.compare`). Where upstream has a quirk, the test's name or docstring says
-whether it is kept.
+whether it is kept. What is long, and what is drawn at random, is compared at nano's own size of
+picture; the rest at a smaller one.
 
 The property holds for any prompts; `--hypothesis-profile thorough` tries many more of them.
 """
@@ -36,7 +37,7 @@ from tests.masklet.comparison import (
     seeded_oracle,
     their_logits,
 )
-from tests.masklet.oracle import Logits, Prompts, make_oracle
+from tests.masklet.oracle import Logits, Prompts, build_oracle, make_oracle
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward", "both")
 EMPTY = np.zeros((HEIGHT, WIDTH), bool)
@@ -48,6 +49,17 @@ POINTS = [(40, 45, 1), (50, 50, 1), (100, 20, 0), (30, 40, 1), (130, 80, 0)]
 @pytest.fixture(scope="module")
 def oracle(nano: SAM2Base) -> Any:
     return make_oracle(find_model("nano"), nano)
+
+
+@pytest.fixture(scope="module")
+def small(nano: SAM2Base) -> Any:
+    """Upstream's predictor with nano's weights on smaller pictures, to be fast.
+
+    No weight has a shape that depends on their size. It is a `SAM2Base`, for our tracker too.
+    """
+    predictor = build_oracle(find_model("nano"), image_size=192)
+    predictor.load_state_dict(nano.state_dict(), strict=True)
+    return predictor
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +85,13 @@ def test_points_of_every_number(source: Source, nano: SAM2Base, oracle: Any) -> 
     assert all((ours[2, one] > 0).any() for one in prompts)
 
 
-def test_negative_points_alone(source: Source, nano: SAM2Base, oracle: Any) -> None:
+def test_negative_points_alone(source: Source, small: Any) -> None:
     places = [(100, 20, 0), (40, 45, 0), (130, 80, 0), (5, 90, 0), (80, 50, 0)]
     prompts = {n: {0: said(click(*places[:n]))} for n in range(1, 6)}
-    compare(plan_of(source, prompts, timeline=range(3)), nano, oracle)
+    compare(plan_of(source, prompts, timeline=range(3)), small, small)
 
 
-def test_points_and_boxes_at_the_edges(source: Source, nano: SAM2Base, oracle: Any) -> None:
+def test_points_and_boxes_at_the_edges(source: Source, small: Any) -> None:
     right, bottom = WIDTH - 1, HEIGHT - 1
     prompts: Prompts = {
         "corners": {0: said(click((0, 0, 1), (right, bottom, 1), (right, 0, 0)))},
@@ -87,10 +99,10 @@ def test_points_and_boxes_at_the_edges(source: Source, nano: SAM2Base, oracle: A
         "whole frame": {0: said(click(box=(0, 0, WIDTH, HEIGHT)))},
         "one pixel": {0: said(click(box=(40, 45, 41, 46)))},
     }
-    compare(plan_of(source, prompts, timeline=range(3)), nano, oracle)
+    compare(plan_of(source, prompts, timeline=range(3)), small, small)
 
 
-def test_refining_on_one_frame(source: Source, nano: SAM2Base, oracle: Any) -> None:
+def test_refining_on_one_frame(source: Source, small: Any) -> None:
     """All points so far and the previous logits go in; a mask is then only its logits.
 
     Upstream forgets a mask prompt as soon as there are clicks beside it, but hands its answer on as
@@ -107,10 +119,10 @@ def test_refining_on_one_frame(source: Source, nano: SAM2Base, oracle: Any) -> N
         "empty mask": {0: said(first, mask=EMPTY)},
         "far from it": {0: said(first, click((130, 80, 1)))},
     }
-    compare(plan_of(source, prompts, timeline=range(3)), nano, oracle)
+    compare(plan_of(source, prompts, timeline=range(3)), small, small)
 
 
-def test_masks(source: Source, nano: SAM2Base, oracle: Any) -> None:
+def test_masks(source: Source, small: Any) -> None:
     dots = np.zeros((HEIGHT, WIDTH), bool)
     dots[::16, ::16] = True  # gone once they are shrunk: then the object is absent
     prompts: Prompts = {
@@ -120,17 +132,15 @@ def test_masks(source: Source, nano: SAM2Base, oracle: Any) -> None:
         "dots": {0: said(mask=dots)},
         "noise": {0: said(mask=np.random.default_rng(0).random((HEIGHT, WIDTH)) > 0.5)},
     }
-    compare(plan_of(source, prompts, timeline=range(3)), nano, oracle)
+    compare(plan_of(source, prompts, timeline=range(3)), small, small)
 
 
 @pytest.mark.parametrize(
     ("across", "down"), [(1, 1), (1.25, 0.7)], ids=["the model's own size", "wider and lower"]
 )
-def test_clips_of_other_sizes(
-    across: float, down: float, nano: SAM2Base, oracle: Any, tmp_path: Path
-) -> None:
+def test_clips_of_other_sizes(across: float, down: float, small: Any, tmp_path: Path) -> None:
     """A mask of the model's own size is taken as it is, any other is shrunk or stretched."""
-    size = 2 * round(nano.image_size * across / 2), 2 * round(nano.image_size * down / 2)
+    size = 2 * round(small.image_size * across / 2), 2 * round(small.image_size * down / 2)
 
     def frames() -> Iterator[NDArray[np.uint8]]:
         yield from (np.asarray(Image.fromarray(picture(at)).resize(size)) for at in range(4))
@@ -139,15 +149,13 @@ def test_clips_of_other_sizes(
     mask = np.array(Image.fromarray(disc(0)).resize(size), bool)
     x, y = 40 / WIDTH * size[0], 45 / HEIGHT * size[1]
     prompts: Prompts = {"mask": {0: said(mask=mask)}, "point": {0: said(click((x, y, 1)))}}
-    compare(plan_of(probe(tmp_path / "a.mp4"), prompts), nano, oracle)
+    compare(plan_of(probe(tmp_path / "a.mp4"), prompts), small, small)
 
 
 @pytest.mark.parametrize("direction", ["forward", "both"])
-def test_an_object_that_never_appears(
-    direction: Direction, source: Source, nano: SAM2Base, oracle: Any
-) -> None:
+def test_an_object_that_never_appears(direction: Direction, source: Source, small: Any) -> None:
     prompts: Prompts = {"disc": {2: on_disc(2)}, "nothing": {2: said(mask=EMPTY)}}
-    ours = compare(plan_of(source, prompts, direction, range(8)), nano, oracle)
+    ours = compare(plan_of(source, prompts, direction, range(8)), small, small)
     nothing = [logits for (_, one), logits in ours.items() if one == "nothing"]
     assert len(nothing) == (6 if direction == "forward" else 8)
     assert all((logits <= 0).all() for logits in nothing)
@@ -159,21 +167,19 @@ def test_an_object_that_never_appears(
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_prompts_on_several_frames(
-    direction: Direction, source: Source, nano: SAM2Base, oracle: Any
-) -> None:
+def test_prompts_on_several_frames(direction: Direction, source: Source, small: Any) -> None:
     """Frames after a prompt, before one, and between two attend to all prompted frames."""
     prompts: Prompts = {
         "close": {at: on_disc(at) for at in (2, 3, 5)},
         "far": {1: on_disc(1), 18: said(mask=disc(18))},
         "one says no": {4: on_disc(4), 9: said(mask=EMPTY)},
     }
-    compare(plan_of(source, prompts, direction), nano, oracle)
+    compare(plan_of(source, prompts, direction), small, small)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_prompts_given_out_of_order(
-    direction: Direction, clip: Path, source: Source, nano: SAM2Base, oracle: Any
+    direction: Direction, clip: Path, source: Source, small: Any
 ) -> None:
     """Upstream takes the prompts as they come; a plan has them by frame. The masks are the same.
 
@@ -194,12 +200,12 @@ def test_prompts_given_out_of_order(
     }
     plan = plan_job(job, source)
     assert [list(one.prompts) for one in plan.objects] == [[2, 9], [0, 4]]
-    compare(plan, nano, oracle, in_order)
+    compare(plan, small, small, in_order)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_objects_prompted_late_are_tracked_from_the_earliest_prompt_of_all(
-    direction: Direction, source: Source, nano: SAM2Base, oracle: Any
+    direction: Direction, source: Source, small: Any
 ) -> None:
     """Before its prompt an object is found through memory of the future, as upstream does it."""
     prompts: Prompts = {
@@ -207,20 +213,20 @@ def test_objects_prompted_late_are_tracked_from_the_earliest_prompt_of_all(
         "late": {12: on_disc(12)},
         "last": {19: said(mask=disc(19))},
     }
-    ours = compare(plan_of(source, prompts, direction), nano, oracle)
+    ours = compare(plan_of(source, prompts, direction), small, small)
     first = {"forward": 1, "backward": 0, "both": 0}[direction]
     assert {key for key in ours if key[1] == "late"} == {(at, "late") for at in range(first, 20)}
 
 
 @pytest.mark.parametrize("objects", [1, 2, 5, 17])
-def test_numbers_of_objects(objects: int, source: Source, nano: SAM2Base, oracle: Any) -> None:
+def test_numbers_of_objects(objects: int, source: Source, small: Any) -> None:
     """Objects do not know of each other, however many go through the network at once."""
     kinds = [on_disc(0), said(mask=disc(0)), said(click(box=DISC_BOX)), said(click((120, 20, 1)))]
     prompts = {
         number: {number % 3: kinds[number % 4]} if number else {0: kinds[0]}
         for number in range(objects)
     }
-    ours = compare(plan_of(source, prompts, "both", range(5)), nano, oracle)
+    ours = compare(plan_of(source, prompts, "both", range(5)), small, small)
     assert {one for _, one in ours} == set(range(objects))
 
 
@@ -234,29 +240,27 @@ def test_numbers_of_objects(objects: int, source: Source, nano: SAM2Base, oracle
     [(n, way) for n in (1, 2, 7) for way in DIRECTIONS if (n, way) != (1, "backward")],
 )
 def test_clips_shorter_than_the_memory(
-    frames: int, direction: Direction, source: Source, nano: SAM2Base, oracle: Any
+    frames: int, direction: Direction, source: Source, small: Any
 ) -> None:
     """The number of frames bounds the object pointers, and scales their embedding."""
     at = frames - 1 if direction == "backward" else frames // 2
     prompts: Prompts = {"click": {at: on_disc(at)}, "mask": {frames - 1: said(mask=disc(at))}}
-    compare(plan_of(source, prompts, direction, range(frames)), nano, oracle)
+    compare(plan_of(source, prompts, direction, range(frames)), small, small)
 
 
-def test_backward_from_the_first_frame_gives_that_frame(
-    source: Source, nano: SAM2Base, oracle: Any
-) -> None:
+def test_backward_from_the_first_frame_gives_that_frame(source: Source, small: Any) -> None:
     """Upstream gives nothing at all then: not kept."""
     plan = plan_of(source, {1: {0: on_disc(0)}}, "backward", range(3))
     forward = plan_of(source, {1: {0: on_disc(0)}}, "forward", range(3))
-    assert their_logits(plan, oracle, {1: {0: on_disc(0)}}) == {}
-    ours = our_logits(plan, nano)
+    assert their_logits(plan, small, {1: {0: on_disc(0)}}) == {}
+    ours = our_logits(plan, small)
     assert set(ours) == {(0, 1)}
-    assert torch.equal(ours[0, 1], our_logits(forward, nano)[0, 1])
+    assert torch.equal(ours[0, 1], our_logits(forward, small)[0, 1])
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_interval_with_prompts_off_the_grid(
-    direction: Direction, clip: Path, source: Source, nano: SAM2Base, oracle: Any
+    direction: Direction, clip: Path, source: Source, small: Any
 ) -> None:
     """Both count in positions of the list of processed frames, not in frames of the source."""
     listed = [
@@ -269,7 +273,7 @@ def test_interval_with_prompts_off_the_grid(
     )
     plan = plan_job(job, source)
     assert plan.timeline == (1, 5, 6, 9, 13, 14, 17)
-    compare(plan, nano, oracle)
+    compare(plan, small, small)
 
 
 def test_64_frames_tracked(nano: SAM2Base, oracle: Any, tmp_path: Path) -> None:
@@ -322,8 +326,7 @@ def test_max_cond_frames(
     limit: int,
     direction: Direction,
     source: Source,
-    nano: SAM2Base,
-    oracle: Any,
+    small: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SAM 2's own option: attend to the nearest prompted frames only, default all.
@@ -336,10 +339,9 @@ def test_max_cond_frames(
         "two": {5: on_disc(5), 11: said(mask=disc(11))},
     }
     plan = plan_of(source, prompts, direction, range(16))
-    unlimited = our_logits(plan, nano)
-    for model in (nano, oracle):
-        monkeypatch.setattr(model, "max_cond_frames_in_attn", limit)
-    ours = compare(plan, nano, oracle)
+    unlimited = our_logits(plan, small)
+    monkeypatch.setattr(small, "max_cond_frames_in_attn", limit)
+    ours = compare(plan, small, small)
     assert max((ours[key] - unlimited[key]).abs().max() for key in ours) > TRACKED_TOLERANCE
 
 
