@@ -39,7 +39,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def job_fields(clip: Path) -> dict[str, Any]:
     """A job with two objects: one click on the disc, and a box on its surroundings later on."""
     return {
