@@ -3,18 +3,21 @@
 Each of the three is timed alone (decoding with the resize to the model's size, tracking of frames
 that are ready, writing of rows that are ready), in turn with all of them together, from the file to
 the masklet store. Where all run on the same processor, as without a GPU, they share its cores: what
-they take together cannot be less than their work divided by the cores.
+they take together cannot be less than their work divided by the cores, which is the "least" of the
+table wherever the slowest of the three takes less.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -69,15 +72,31 @@ def parts(plan: Plan, network: Network) -> dict[str, Callable[[], None]]:
     return {"decode": decode, "track": track, "write": write}
 
 
-def in_turn(rounds: int, *functions: Callable[[], None]) -> list[float]:
-    """Median seconds of each function, taken in turn; a first turn is not counted."""
-    seconds: list[list[float]] = [[] for _ in functions]
+class Taken(NamedTuple):
+    """Seconds by the clock, and of work on all cores, that of ended child processes too."""
+
+    clock: float
+    work: float
+
+    @staticmethod
+    def by(function: Callable[[], None]) -> Taken:
+        clock, work = time.perf_counter(), _work()
+        function()
+        return Taken(time.perf_counter() - clock, _work() - work)
+
+
+def _work() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def in_turn(rounds: int, *functions: Callable[[], None]) -> list[Taken]:
+    """What each function takes, by the clock its median; in turn, the first turn does not count."""
+    taken: list[list[Taken]] = [[] for _ in functions]
     for _ in range(rounds + 1):
-        for taken, function in zip(seconds, functions, strict=True):
-            begun = time.perf_counter()
-            function()
-            taken.append(time.perf_counter() - begun)
-    return [statistics.median(taken[1:]) for taken in seconds]
+        for turns, function in zip(taken, functions, strict=True):
+            turns.append(Taken.by(function))
+    return [sorted(turns[1:])[rounds // 2] for turns in taken]
 
 
 def main() -> None:
@@ -92,13 +111,18 @@ def main() -> None:
     args = parser.parse_args()
     source, spec = open_clip(args.clip), find_model(args.model)
     network = Network.of(any_weights(spec, args.device), DTYPES[args.precision])
-    table = Table("objects", "decode", "track", "write", "together", "of the slowest", box=None)
+    columns = "objects", "decode", "track", "write", "least", "together", "of slowest", "of least"
+    table = Table(*columns, box=None)
     for objects in args.objects:
         plan = grid_plan(source, args.frames, objects)
         alone = parts(plan, network)
         *each, together = in_turn(args.rounds, *alone.values(), partial(ours, network, plan))
-        cells = [f"{taken:.2f} s" for taken in (*each, together)]
-        table.add_row(str(objects), *cells, f"{together / max(each):.2f}")
+        slowest = max(taken.clock for taken in each)
+        least = max(slowest, sum(taken.work for taken in each) / (os.cpu_count() or 1))
+        seconds = [*(taken.clock for taken in each), least, together.clock]
+        ratios = [together.clock / slowest, together.clock / least]
+        cells = [f"{one:.2f} s" for one in seconds] + [f"{ratio:.2f}" for ratio in ratios]
+        table.add_row(str(objects), *cells)
     console = Console(width=120)
     console.print(
         f"{spec.name} in {args.precision} on {args.device}, {args.frames} frames of "
