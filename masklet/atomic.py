@@ -39,7 +39,8 @@ def remove_temporary_files(*folders: Path) -> None:
     """Remove what killed processes were about to write in these folders, not below them."""
     for folder in folders:
         for path in folder.glob(TEMPORARY_FILES):
-            path.unlink(missing_ok=True)
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
 
 
 def put_folder(grown: Path, place: Path) -> None:

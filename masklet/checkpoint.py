@@ -9,7 +9,6 @@ The file's metadata holds the ids of the objects and, of each, the key of its wo
 steps taken and the hashes of its parts; and a hash of all that.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from masklet.atomic import replacing
 from masklet.job import ObjectId
+from masklet.standings import digest
 from masklet.store import MaskletRow
 from masklet.tracker import Memory, MemoryBank
 
@@ -103,11 +103,13 @@ def load_checkpoint(path: Path) -> dict[ObjectId, Kept]:
 
 
 def _digest(about: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(about.encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest(
+        about,
+        {
+            name: tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+            for name, tensor in tensors.items()
+        },
+    )
 
 
 def _bank_tensors(prefix: str, bank: MemoryBank) -> dict[str, Tensor]:

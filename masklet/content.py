@@ -13,7 +13,8 @@ from typing import NamedTuple, Self
 class Stamp(NamedTuple):
     """By what a file is recognised as untouched.
 
-    Of a folder, `mtime_ns` is when it or a file in it was last changed, in content or in name.
+    Of a folder, `mtime_ns` is when it or a file in it was last changed, in content or in name, and
+    `inode` is the sum of all of theirs: of links, the files they lead to count.
     """
 
     bytes: int
@@ -32,7 +33,8 @@ class Stamp(NamedTuple):
         parts = [part.stat() for part in _files(path)]
         # ctime: of files that change places, or give way to older ones, the newest mtime stays
         changed = max(one.st_ctime_ns for one in (about, *parts))
-        return cls(sum(part.st_size for part in parts), changed, about.st_ino)
+        inodes = sum(one.st_ino for one in (about, *parts)) % 2**63
+        return cls(sum(part.st_size for part in parts), changed, inodes)
 
 
 def content_hash(path: Path) -> str:

@@ -59,7 +59,17 @@ def write_frame_table(source: Source, path: Path) -> int:
 
 
 def read_frame_table(path: Path, file: Path, sha256: str) -> Source:
-    """The source at `file`, whose content has this hash and these frames."""
+    """The source at `file`, whose content has this hash and these frames.
+
+    Raises ValueError for a table that `write_frame_table` did not write.
+    """
+    try:
+        return _read(path, file, sha256)
+    except (pa.ArrowException, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: is no table of frames ({error})") from error
+
+
+def _read(path: Path, file: Path, sha256: str) -> Source:
     table = pq.read_table(path, columns=["pts"], partitioning=None)
     about = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
     width, height, kind = int(about["width"]), int(about["height"]), about["kind"]

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from masklet.errors import UserError
@@ -15,8 +16,32 @@ _TRIES, _PAUSE = 5, 0.02
 _LOGGER = logging.getLogger(__name__)
 
 
+class Lost(UserError):
+    """The directory is not the one that was taken: it was removed, and perhaps made again."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A directory that this process holds. lock: the open file in it."""
+
+    root: Path
+    lock: int
+
+    @property
+    def stands(self) -> bool:
+        """Whether the directory still is the one that was taken."""
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(self.lock), (self.root / FILE_NAME).stat())
+        return False
+
+    def check(self) -> None:
+        """Raise Lost if it is not: another run may be at work there by now."""
+        if not self.stands:
+            raise Lost(f"{self.root}: was removed while a run was at work there; run it again")
+
+
 @contextmanager
-def held(root: Path, *, wait: bool = False) -> Iterator[None]:
+def held(root: Path, *, wait: bool = False) -> Iterator[Hold]:
     """Hold the directory, which is made if it is not there.
 
     The kernel lets go of it when this process ends, however it ends.
@@ -28,10 +53,11 @@ def held(root: Path, *, wait: bool = False) -> Iterator[None]:
         with suppress(OSError):  # on a full disk there may yet be nothing to write
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
-        yield
+        yield Hold(root, lock)
     finally:
         # after an error too: this process may live on
-        os.ftruncate(lock, 0)
+        with suppress(OSError):
+            os.ftruncate(lock, 0)
         os.close(lock)
 
 
@@ -68,10 +94,9 @@ def _acquire(root: Path, wait: bool) -> int:
                 ) from None
             _LOGGER.warning("%s: waiting for the run that is at work there (%s)", root, who)
             _wait_for(lock)
-        with suppress(FileNotFoundError):
-            # a run that made the directory and left nothing in it removes it with the lock
-            if os.fstat(lock).st_ino == (root / FILE_NAME).stat().st_ino:
-                return lock
+        # a run that made the directory and left nothing in it removes it with the lock
+        if Hold(root, lock).stands:
+            return lock
         os.close(lock)
 
 

@@ -63,8 +63,7 @@ class Work:
     @property
     def key(self) -> str:
         """sha256 of stage, code version, parameters and inputs as canonical JSON."""
-        parts = [self.stage, self.code_version, dict(self.parameters), dict(self.inputs)]
-        return hashlib.sha256(_canonical(parts).encode()).hexdigest()
+        return _key(self.stage, self.code_version, self.parameters, self.inputs)
 
 
 _NO_FILE = Stamp(0, 0, 0)
@@ -154,6 +153,8 @@ class Manifest:
         self._is_behind = False
         self._writing = threading.Lock()
         path = root / FILE_NAME
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")  # of which pyarrow would read every file
         if path.exists():
             for fields_of_row in pq.read_table(path, partitioning=None).to_pylist():
                 row = _read_row(fields_of_row)
@@ -185,6 +186,8 @@ class Manifest:
                 return Reason.CODE
             same_inputs = row.inputs == _canonical(dict(work.inputs))
             return Reason.PARAMETERS if same_inputs else Reason.INPUTS
+        if row.path != work.path:
+            return Reason.DAMAGED
         return Reason.REMOVED if row.status == "removed" else self.harm(row)
 
     def harm(self, row: Row) -> Reason | None:
@@ -352,9 +355,13 @@ def _read_row(fields_of_row: dict[str, Any]) -> Row:
     path = PurePath(row.path)
     if row.stage != INPUT and (path.is_absolute() or ".." in path.parts):
         raise ValueError(f"{row.path} is not a path in the run directory")
-    for text in (row.parameters, row.inputs):
-        if not isinstance(json.loads(text), dict):
-            raise ValueError(f"{text[:100]} is not a JSON object")
+    if row.status not in ("done", "failed", "removed"):
+        raise ValueError(f"{row.status[:100]!r} is no status")
+    parameters, inputs = (json.loads(text) for text in (row.parameters, row.inputs))
+    if not (isinstance(parameters, dict) and isinstance(inputs, dict)):
+        raise ValueError(f"the {row.stage} row's parameters and inputs are not JSON objects")
+    if _key(row.stage, row.code_version, parameters, inputs) != row.key:
+        raise ValueError(f"the {row.stage} row's key is not of what it says")
     return row
 
 
@@ -364,6 +371,13 @@ def _stands(row: Row, root: Path) -> bool:
     return row.status == "removed" or (
         row.status == "done" and stamp is not None and stamp.bytes == row.bytes
     )
+
+
+def _key(
+    stage: str, code_version: int, parameters: Mapping[str, Any], inputs: Mapping[str, str]
+) -> str:
+    parts = [stage, code_version, dict(parameters), dict(inputs)]
+    return hashlib.sha256(_canonical(parts).encode()).hexdigest()
 
 
 def _canonical(value: Any) -> str:

@@ -6,9 +6,11 @@ are the same ones wrapped as tasks.
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -95,8 +97,9 @@ def known_source(job: SegmentJob, known: Manifest) -> Source | None:
     row = known.find("ingest", FRAMES)
     if row and row.code_version == works.CODE_VERSIONS["ingest"] and known.harm(row) is None:
         sha256 = known.identify("source", path).sha256
-        if json.loads(row.inputs)["source"] == sha256:
-            return read_frame_table(known.root / FRAMES, path, sha256)
+        if json.loads(row.inputs).get("source") == sha256:
+            with suppress(ValueError):  # a manifest from elsewhere can vouch for any table
+                return read_frame_table(known.root / FRAMES, path, sha256)
     return None
 
 
@@ -196,8 +199,12 @@ def finish(run: Run, plan: Plan) -> Outputs:
     _write_json(run, works.outputs_work(asked, masklets), document)
     if not (job.keep_masklets or job.preview):
         # the manifest first: were it last, a kill in between would look like a loss
+        run.hold.check()
         run.manifest.mark_removed("propagate")
-        shutil.rmtree(run.masklets, ignore_errors=True)
+        for one in plan.object_ids:
+            shutil.rmtree(object_folder(run.masklets, one), ignore_errors=True)
+        with suppress(OSError):  # a link, to another disk for instance
+            run.masklets.rmdir()
     run.manifest.settle()
     stages = wanted(job) if job.preview else ["propagate", *wanted(job)]
     return Outputs(
@@ -222,6 +229,7 @@ def export_all(run: Run, plan: Plan) -> None:
 
 def _drop_stale_exports(run: Run) -> None:
     """Remove outputs of earlier runs that this job does not ask for and that no longer fit it."""
+    run.hold.check()
     for row in _unwanted_exports(
         run.order.asked,
         run.manifest,
@@ -337,9 +345,10 @@ def _prepare(
 ) -> tuple[Order, Plan]:
     """Check everything about a job that can be checked without a model; writes nothing."""
     forced = works.check_force(force, job)
+    path = local_path(job.file)
+    _require_utf8(out, path, job.mask_prompts, job.checkpoint)
     known = open_manifest(out, verify=verify)
     weights = find_weights(job, known)
-    path = local_path(job.file)
     stamp = Stamp.of(path) if path else None  # before the file is read
     source = steps.ingest(job, None if works.is_forced(forced, "ingest") else known)
     if source.damage:
@@ -387,13 +396,31 @@ def find_weights(job: SegmentJob, known: Manifest) -> Weights:
 def _keep_inputs(source: Path, job: SegmentJob, weights: Weights, out: Path) -> None:
     """Refuse a job that would write over what it reads."""
     own = ["outputs.json", "price.json", "manifest.parquet", "masklets", works.PREVIEW, FRAMES]
-    written = {(out / name).resolve() for name in [*own, *(e.file for e in EXPORTS.values())]}
+    # not by Path.resolve, which raises an error of its own for links that go round
+    written = {_real(out / name) for name in [*own, *(e.file for e in EXPORTS.values())]}
     for given in (source, job.mask_prompts, weights.file.path):
         if given is None:
             continue
-        path = Path(given).resolve()
-        if path in written or path.parent in written or path == out.resolve():
+        path = _real(Path(given))
+        if path in written or path.parent in written or path == _real(out):
             raise UserError(f"{given}: is an output of the run directory {out}; use another --out")
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _require_utf8(*paths: str | Path | None) -> None:
+    """Refuse paths that neither the manifest nor a message can hold."""
+    for path in paths:
+        if path is None:
+            continue
+        name = os.fsencode(Path(path).absolute())
+        try:
+            name.decode()
+        except UnicodeDecodeError:
+            shown = name.decode(errors="replace")
+            raise UserError(f"{shown}: the name is not UTF-8; rename it, or move it") from None
 
 
 def choose_device(device: str) -> str:
@@ -409,6 +436,7 @@ def choose_device(device: str) -> str:
 
 def _note_order(run: Run, plan: Plan) -> None:
     """Keep what was asked for and of what, once it is sure that work begins."""
+    run.hold.check()
     for file in run.order.inputs:
         run.manifest.remember(file)
     read = {file.name for file in run.order.inputs}
@@ -466,7 +494,7 @@ def _track(run: Run, plan: Plan, outdated: Mapping[Work, Reason], model: "SAM2Ba
     by_name = {work.artifact: work for work in outdated}
     works = {one: by_name[str(one)] for one in plan.object_ids if str(one) in by_name}
     counter = partial(run.counter, "propagate")
-    track_objects(plan, works, network, run.scratch, run.masklets, counter)
+    track_objects(plan, works, network, run.scratch, run.masklets, counter, run.check)
 
 
 def load_weights(run: Run) -> "SAM2Base":
@@ -485,6 +513,7 @@ def _network(run: Run, model: "SAM2Base") -> "Network":
 
 
 def _forget_other_objects(run: Run) -> None:
+    run.hold.check()
     for row in _other_objects(run.order.asked, run.manifest):
         run.manifest.forget(row.stage, row.artifact)
     # by what is there: a run may have been killed when it had forgotten an object

@@ -1,6 +1,5 @@
 """A run directory, held by one process while it works there."""
 
-import json
 import shutil
 import time
 import uuid
@@ -11,18 +10,18 @@ from pathlib import Path
 from threading import Event
 from typing import NamedTuple
 
-from safetensors import SafetensorError, safe_open
-
 from masklet import lock, works
 from masklet.atomic import remove_temporary_files
+from masklet.content import Stamp
 from masklet.errors import UserError
 from masklet.job import SegmentJob
 from masklet.manifest import FILE_NAME, INPUT, Done, InputFile, Manifest, Reason, Work
 from masklet.models import ModelSpec
+from masklet.standings import CHECKPOINT, standings
+from masklet.store import object_folder, part_hashes
 from masklet.works import Asked, Force
 
 Progress = Callable[[str, int, int], None]
-CHECKPOINT = "checkpoint.safetensors"
 _SCRATCH = ".tracking"
 
 
@@ -68,12 +67,24 @@ class Order:
     force: Force | None = None
     verify: bool = False
 
+    def check_inputs(self) -> None:
+        """Raise UserError if a file is not what it was when it was hashed.
+
+        What is made of it would be recorded as made of what it was.
+        """
+        for file in self.inputs:
+            if Stamp.of(file.path) != file.stamp:
+                raise UserError(
+                    f"{file.path}: was changed or removed while the job was at work; run it again"
+                )
+
 
 @dataclass(frozen=True)
 class Run:
     """One order at work in its run directory.
 
     progress: called with (stage, done, total) as work goes on.
+    hold: that this process has the directory, if it has.
     reasons: why each artifact was made, by (stage, artifact); None where it was there already.
     stop: set when the run is given up; work that goes on in other threads then raises Stopped.
     """
@@ -82,6 +93,7 @@ class Run:
     root: Path
     manifest: Manifest
     progress: Progress
+    hold: lock.Hold
     reasons: dict[tuple[str, str], Reason | None] = field(default_factory=dict)
     stop: Event = field(default_factory=Event)
 
@@ -100,6 +112,11 @@ class Run:
 
     def clear_scratch(self) -> None:
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def check(self) -> None:
+        """Raise UserError if what is made now could not be recorded as what it is asked to be."""
+        self.hold.check()
+        self.order.check_inputs()
 
     def decide(self) -> works.Decisions:
         """Why each artifact has to be made, as far as it can be told now."""
@@ -134,13 +151,16 @@ class Run:
         The time is shared among them. If the block raises, they are recorded as failed, unless the
         run was given up.
         """
+        self.hold.check()
         begun = time.perf_counter()
         rows: dict[Work, int] = {}
         try:
             yield rows
-        except Stopped:
+            self.check()
+        except (Stopped, lock.Lost):
             raise
         except Exception as error:
+            self.hold.check()
             for work, reason in works.items():
                 self.manifest.record_failure(
                     work, reason=reason, seconds=_share(begun, works), error=_one_line(error)
@@ -159,6 +179,7 @@ class Run:
             nonlocal done
             if self.stop.is_set():
                 raise Stopped
+            self.hold.check()
             done += steps
             self.progress(stage, done, total)
 
@@ -180,21 +201,22 @@ def open_run(order: Order, root: Path, progress: Progress, *, wait: bool = False
     """Take hold of a run directory; it is made if it is not there.
 
     Raises UserError if it cannot be written, or if another process holds it and this one is not
-    told to `wait`. A directory that was made here and in which nothing was published is removed
-    again, unless the tracking in it can go on.
+    told to `wait`. Where the directory was made here and nothing was published, all that is the
+    run's own is removed again, unless the tracking in it can go on.
     """
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    with lock.held(root, wait=wait):
+    with lock.held(root, wait=wait) as hold:
         try:
+            order.check_inputs()  # it may have taken long to get hold of it
             # nothing in folders that are not its own: a run of another may be at work there
             remove_temporary_files(root, *(root / _SCRATCH).glob("**/"))
-            yield Run(order, root, open_manifest(root, verify=order.verify), progress)
+            yield Run(order, root, open_manifest(root, verify=order.verify), progress, hold)
         finally:
-            if not (root / _SCRATCH / CHECKPOINT).exists():
+            if hold.stands and not (root / _SCRATCH / CHECKPOINT).exists():
                 shutil.rmtree(root / _SCRATCH, ignore_errors=True)
                 if made and not _holds_outputs(root):
-                    shutil.rmtree(root, ignore_errors=True)
-                    _remove_empty(made[1:])
+                    _remove_own(root, order.asked)
+                    _remove_empty(made)
 
 
 def open_manifest(root: Path, *, verify: bool = False) -> Manifest:
@@ -209,18 +231,33 @@ def open_manifest(root: Path, *, verify: bool = False) -> Manifest:
 
 
 def frames_tracked(root: Path) -> dict[str, int]:
-    """How far a run that was killed had come, by the keys of its works; empty without one."""
-    path = root / _SCRATCH / CHECKPOINT
-    try:
-        with safe_open(path, "np") as file:
-            objects = json.loads(file.metadata()["objects"])
-        return {key: steps for _, key, steps, _ in objects}
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-        return {}  # none, or none that a run could go on from
+    """How far a run that was killed had come, by the keys of its works; empty without one.
+
+    Only what the next run goes on from counts: neither a checkpoint nor parts that are damaged.
+    """
+    return {
+        key: steps
+        for one, (key, steps, parts) in standings(root / _SCRATCH / CHECKPOINT).items()
+        if parts.items() <= part_hashes(object_folder(root / _SCRATCH, one)).items()
+        or parts == part_hashes(object_folder(root / "masklets", one))
+    }
+
+
+def _remove_own(root: Path, asked: Asked) -> None:
+    """Remove what a run makes in its directory; other files there are somebody else's."""
+    paths = [root / work.path for work in works.works_of(asked) if work.path]
+    for path in (*paths, root / "masklets", root / FILE_NAME, root / lock.FILE_NAME):
+        with suppress(OSError):
+            if path.name == "masklets":
+                path.rmdir()
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Remove the parents that were made for a run directory, innermost first."""
+    """Remove folders that were made for a run, innermost first."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()

@@ -16,8 +16,8 @@ from masklet.manifest import Work
 from masklet.network import Network
 from masklet.plan import Plan
 from masklet.propagate import count_steps, propagate
-from masklet.run import CHECKPOINT
 from masklet.settings import load_settings
+from masklet.standings import CHECKPOINT
 from masklet.store import object_folder, part_hashes
 
 _LOGGER = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ def track_objects(
     scratch: Path,
     masklets: Path,
     counter: Callable[[int], Callable[[int], None]],
+    check: Callable[[], None],
 ) -> None:
     """Make the masklets of `works`, going on from the checkpoint in `scratch` where it fits.
 
@@ -39,6 +40,8 @@ def track_objects(
         scratch: folder where masklets grow; it is the caller's to remove when this is recorded.
         masklets: folder that gets the complete masklets.
         counter: makes a function that counts steps, given how many there are.
+        check: raises if what is tracked is not what it was any more; called before a checkpoint is
+            kept, and before anything is published.
     """
     seconds_between = load_settings().checkpoint_seconds
     steps = count_steps(plan, network.model)
@@ -54,6 +57,7 @@ def track_objects(
             continue
 
         def keep(standings: Mapping[ObjectId, Standing]) -> None:
+            check()
             kept.update({one: Kept(works[one].key, at) for one, at in standings.items()})
             save_checkpoint(path, kept)
 
@@ -67,6 +71,7 @@ def track_objects(
             keep=keep,
             seconds_between=seconds_between,
         )
+    check()
     for one in works:
         publish(object_folder(scratch, one), object_folder(masklets, one))
 

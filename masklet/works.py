@@ -92,7 +92,8 @@ class Asked:
         try:
             TypeAdapter(cls).validate_python(said)  # a look only: it would turn 1 into 1.0
             asked = cls(**said)
-        except (ValidationError, TypeError):
+            works_of(asked)
+        except (ValidationError, TypeError, LookupError, ValueError):
             return None
         exported = {split_name(name)[0] for name in asked.outputs}
         is_whole = (
@@ -179,6 +180,17 @@ def decide(asked: Asked, manifest: Manifest, force: Force | None = None) -> Deci
         | outputs
         | reasons([price_work(asked), outputs_work(asked, hashes)])
     )
+
+
+def works_of(asked: Asked) -> list[Work]:
+    """Every work of a job, as if nothing had been made yet."""
+    works = [ingest_work(asked), check_work(asked), price_work(asked)]
+    if asked.is_preview:
+        return [*works, preview_work(asked), outputs_work(asked, {})]
+    unknown = {_input_name(str(one)): _UNKNOWN for one in asked.objects}
+    works += [track_work(asked, one) for one in asked.objects]
+    works += [export_work(asked, name, unknown) for name in asked.outputs]
+    return [*works, outputs_work(asked, unknown)]
 
 
 def explain(work: Work, reason: Reason | None, row: Row | None) -> str:

@@ -4,15 +4,23 @@ import os
 import signal
 import sys
 
-import typer
-
-from masklet.cli.app import app
-from masklet.errors import UserError
-
 
 def main() -> None:
     """Entry point of the `masklet` command; a refusal is one line on stderr and exit code 2."""
-    signal.signal(signal.SIGTERM, _leave)
+    try:
+        signal.signal(signal.SIGTERM, _leave)
+        _run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run() -> None:
+    # here, since importing takes long enough for a Ctrl-C
+    import typer
+
+    from masklet.cli.app import app
+    from masklet.errors import UserError
+
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except UserError as error:
@@ -30,8 +38,6 @@ def main() -> None:
         # a full disk, a folder without permission, a name that is too long
         place = f"{error.filename}: " if error.filename is not None else ""
         _refuse(f"{place}{error.strerror or error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _leave(*_: object) -> None:
@@ -40,6 +46,8 @@ def _leave(*_: object) -> None:
 
 
 def _refuse(message: str) -> None:
+    import typer
+
     # names of files and fields may hold control characters, which would steer a terminal
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in message)
     typer.secho(f"masklet: {line}", fg="red", err=True)

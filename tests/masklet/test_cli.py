@@ -485,7 +485,7 @@ def test_a_reader_that_has_gone_is_no_defect(tmp_path: Path) -> None:
 
 def test_the_command_line_starts_without_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; import masklet.cli; "
+        "import sys; import masklet.cli.app; "
         "print([name for name in ('torch', 'sam2', 'prefect') if name in sys.modules])"
     )
     root = Path(pipeline.__file__).parents[1]

@@ -559,7 +559,7 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     write_video(folder / "long.mp4", frames, width=32, height=32, frame_rate=Fraction(25))
 
     def draw(
-        plan: Plan, asked: Mapping[ObjectId, Work], _: Any, __: Any, to: Path, ___: Any
+        plan: Plan, asked: Mapping[ObjectId, Work], _: Any, __: Any, to: Path, *___: Any
     ) -> None:
         logits = np.full((8, 8), -9, np.float32)
         logits[2:5, 2:5] = 9

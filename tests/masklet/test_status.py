@@ -1,5 +1,6 @@
 """`masklet status` and `--dry-run`: what they say is so, and they only look."""
 
+import json
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ from masklet.cli import main
 from masklet.errors import UserError
 from masklet.exports import EXPORTS
 from masklet.job import make_job
+from masklet.manifest import Work
 from masklet.pipeline import dry_run, run_job
 from masklet.status import State, read_status
 from tests.masklet.conftest import BOX, CLICK, Eye, files_of, write_clip
@@ -269,6 +271,9 @@ def no_manifest_at_all(out: Path) -> None:
         of_row(parameters="[" * 100_000),
         of_row(sha256=None),
         of_row(schema_version=99),
+        of_row(status="bogus"),
+        of_row(key="0" * 64),
+        of_row(parameters='{"objects": "\\ud800"}'),
         rename_a_column,
         other_types,
         no_manifest_at_all,
@@ -298,11 +303,19 @@ def test_a_hostile_manifest_is_one_line_and_touches_nothing(
 def test_a_job_that_cannot_be_understood_is_not_compared_with(out: Path, masklet: Masklet) -> None:
     path = out / "manifest.parquet"
     before = pq.read_table(path).to_pylist()
-    for parameters in ("{}", '{"model": 3}', before[0]["inputs"]):
-        rows = [
-            row | {"parameters": parameters} if row["stage"] == "check_prompts" else row
-            for row in before
-        ]
+    [job] = [row for row in before if row["stage"] == "check_prompts"]
+    asked, inputs = json.loads(job["parameters"]), json.loads(job["inputs"])
+    for parameters in (
+        {},
+        {"model": 3},
+        inputs,
+        asked | {"outputs": ["masks_5"]},
+        asked | {"outputs": ["masks", "masks_" + "9" * 5000]},
+        asked | {"outputs": ["preview"], "tracking": {}},
+    ):
+        work = Work("check_prompts", job["code_version"], "job", "", parameters, inputs)
+        said = {"parameters": json.dumps(parameters), "key": work.key}
+        rows = [row | said if row is job else row for row in before]
         pq.write_table(pa.Table.from_pylist(rows), path)
         status = read_status(out)
         assert status.asked is None
