@@ -37,7 +37,10 @@ class Hold:
     def check(self) -> None:
         """Raise Lost if it is not: another run may be at work there by now."""
         if not self.stands:
-            raise Lost(f"{self.root}: was removed while a run was at work there; run it again")
+            raise Lost(
+                f"{self.root}: the directory, or its {FILE_NAME}, was removed while a run was at "
+                "work there; run it again"
+            )
 
 
 @contextmanager
