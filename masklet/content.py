@@ -7,14 +7,14 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 
 class Stamp(NamedTuple):
     """By what a file is recognised as untouched.
 
-    Of a folder, `mtime_ns` is when it or a file in it was last changed, in content or in name, and
-    `inode` is the sum of all of theirs: of links, the files they lead to count.
+    Of a folder, `mtime_ns` is when a file in it, or a link to one, was last changed, in content or
+    in name, and `inode` a number that stands for all names and inodes. Folders in it do not count.
     """
 
     bytes: int
@@ -30,11 +30,11 @@ class Stamp(NamedTuple):
         about = path.stat()
         if not is_folder:
             return cls(about.st_size, about.st_mtime_ns, about.st_ino)
-        parts = [part.stat() for part in _files(path)]
+        parts = [(part.name, part.stat(), part.lstat()) for part in sorted(_files(path))]
         # ctime: of files that change places, or give way to older ones, the newest mtime stays
-        changed = max(one.st_ctime_ns for one in (about, *parts))
-        inodes = sum(one.st_ino for one in (about, *parts)) % 2**63
-        return cls(sum(part.st_size for part in parts), changed, inodes)
+        changed = max((one.st_ctime_ns for _, *both in parts for one in both), default=0)
+        size = sum(about.st_size for _, about, _ in parts)
+        return cls(size, changed, _number([[name, about.st_ino] for name, about, _ in parts]))
 
 
 def content_hash(path: Path) -> str:
@@ -43,8 +43,17 @@ def content_hash(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     parts = [[part.name, content_hash(part)] for part in sorted(_files(path))]
-    text = json.dumps(parts, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(os.fsencode(text)).hexdigest()
+    return _digest(parts).hex()
+
+
+def _digest(value: list[list[Any]]) -> bytes:
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(os.fsencode(text)).digest()
+
+
+def _number(value: list[list[Any]]) -> int:
+    """One that fits a signed column of 64 bits."""
+    return int.from_bytes(_digest(value)[:8]) >> 1
 
 
 def _files(folder: Path) -> list[Path]:

@@ -110,10 +110,14 @@ def test_links_that_lead_elsewhere_are_another_folder(tmp_path: Path) -> None:
     (tmp_path / "now").symlink_to("one")
     (tmp_path / "links" / "0.bmp").symlink_to("../now/0.bmp")
     before = Stamp.of(tmp_path / "links")
+    (tmp_path / "links" / "folder").mkdir()
     assert Stamp.of(tmp_path / "links") == before
     (tmp_path / "now").unlink()
     (tmp_path / "now").symlink_to("two")
-    assert Stamp.of(tmp_path / "links") != before
+    other = Stamp.of(tmp_path / "links")
+    assert other != before
+    (tmp_path / "links" / "0.bmp").rename(tmp_path / "links" / "1.bmp")
+    assert Stamp.of(tmp_path / "links") not in (before, other)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -295,6 +299,7 @@ def test_names_that_are_not_utf_8(
 def test_ctrl_c_while_the_command_line_is_imported(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background\n"
         "class Pressed:\n"
         "    def find_spec(self, name, *_):\n"
         "        if name == 'typer': os.kill(os.getpid(), signal.SIGINT)\n"
@@ -302,7 +307,7 @@ def test_ctrl_c_while_the_command_line_is_imported(tmp_path: Path) -> None:
         "from masklet.cli import main; main()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "models", "list"],
+        [sys.executable, "-c", code, "models"],
         env={**os.environ, "PYTHONPATH": str(Path(lock.__file__).parents[1])},
         capture_output=True,
         timeout=300,
