@@ -16,17 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from masklet.atomic import replacing
 from masklet.job import ObjectId
-from masklet.standings import digest
+from masklet.standings import VERSION, digest, standings
 from masklet.store import MaskletRow
 from masklet.tracker import Memory, MemoryBank
-
-_VERSION = "1"
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def save_checkpoint(path: Path, objects: Mapping[ObjectId, Kept]) -> None:
             for one, kept in objects.items()
         ]
     )
-    metadata = {"version": _VERSION, "objects": about, "sha256": _digest(about, tensors)}
+    metadata = {"version": VERSION, "objects": about, "sha256": _digest(about, tensors)}
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata)
@@ -76,16 +74,9 @@ def save_checkpoint(path: Path, objects: Mapping[ObjectId, Kept]) -> None:
 
 def load_checkpoint(path: Path) -> dict[ObjectId, Kept]:
     """Read a checkpoint, onto the CPU; empty if there is none, or none that is whole."""
-    if not path.exists():
-        return {}
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            # what is open has keys(), but cannot be iterated
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        about = metadata["objects"]
-        if metadata["version"] != _VERSION or metadata["sha256"] != _digest(about, tensors):
-            return {}
+        found = standings(path)
+        tensors = load_file(path) if found else {}
         return {
             one: Kept(
                 key,
@@ -96,7 +87,7 @@ def load_checkpoint(path: Path) -> dict[ObjectId, Kept]:
                     parts,
                 ),
             )
-            for number, (one, key, steps, parts) in enumerate(json.loads(about))
+            for number, (one, (key, steps, parts)) in enumerate(found.items())
         }
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         return {}  # of no use; everything can be tracked again

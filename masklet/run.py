@@ -84,7 +84,7 @@ class Run:
     """One order at work in its run directory.
 
     progress: called with (stage, done, total) as work goes on.
-    hold: that this process has the directory, if it has.
+    hold: this process's hold on the directory.
     reasons: why each artifact was made, by (stage, artifact); None where it was there already.
     stop: set when the run is given up; work that goes on in other threads then raises Stopped.
     """
@@ -245,15 +245,12 @@ def frames_tracked(root: Path) -> dict[str, int]:
 
 def _remove_own(root: Path, asked: Asked) -> None:
     """Remove what a run makes in its directory; other files there are somebody else's."""
-    paths = [root / work.path for work in works.works_of(asked) if work.path]
-    for path in (*paths, root / "masklets", root / FILE_NAME, root / lock.FILE_NAME):
+    made = [work.path for work in works.works_of(asked) if work.path]
+    for name in (*made, FILE_NAME, lock.FILE_NAME):
+        shutil.rmtree(root / name, ignore_errors=True)
         with suppress(OSError):
-            if path.name == "masklets":
-                path.rmdir()
-            elif path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            (root / name).unlink()
+    _remove_empty([root / "masklets"])
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -13,6 +13,8 @@ from masklet.job import ObjectId
 CHECKPOINT = "checkpoint.safetensors"
 """The file's name; `masklet.checkpoint` says what is in it."""
 
+VERSION = "1"
+
 
 class Stood(NamedTuple):
     """Where one object stood: the key of its work, steps taken, and its parts' hashes by name."""
@@ -30,7 +32,7 @@ def standings(path: Path) -> dict[ObjectId, Stood]:
         about = metadata["objects"]
         whole = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]  # of Rust
         tensors = {name: one["data"] for name, one in whole}
-        if metadata["sha256"] != digest(about, tensors):
+        if metadata["version"] != VERSION or metadata["sha256"] != digest(about, tensors):
             return {}
         return {one: Stood(key, steps, parts) for one, key, steps, parts in json.loads(about)}
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):

@@ -158,39 +158,36 @@ def decide(asked: Asked, manifest: Manifest, force: Force | None = None) -> Deci
     What depends on masklets that have yet to be made counts as changed. It may turn out not to be,
     if they come out as they were.
     """
-
-    def reasons(works: Sequence[Work]) -> Decisions:
-        return {work: reason_to_run(work, manifest, force) for work in works}
-
-    if asked.is_preview:
-        made = [ingest_work(asked), check_work(asked), preview_work(asked)]
-        return reasons([*made, price_work(asked), outputs_work(asked, {})])
-    tracking = reasons([track_work(asked, one) for one in asked.objects])
-    hashes = {_input_name(work.artifact): _expected_hash(work, manifest) for work in tracking}
-    outputs = reasons([export_work(asked, name, hashes) for name in asked.outputs])
-    # that of an image has the scores of its masks
-    readers = outputs | (reasons([outputs_work(asked, hashes)]) if asked.is_image else {})
-    if not asked.keep_masklets and not any(readers.values()):
-        # nothing will read them, so it does not matter that they are not there
+    hashes = {
+        _input_name(str(one)): _expected_hash(track_work(asked, one), manifest)
+        for one in asked.objects
+    }
+    decisions = {work: reason_to_run(work, manifest, force) for work in works_of(asked, hashes)}
+    # outputs.json of an image has the scores of its masks
+    readers = {*EXPORTS, "outputs.json"} if asked.is_image else EXPORTS.keys()
+    is_read = any(why for work, why in decisions.items() if {work.stage, work.artifact} & readers)
+    if not asked.keep_masklets and not is_read:
+        # it does not matter then that they are not there
         not_there = (Reason.REMOVED, Reason.MISSING, Reason.DAMAGED)
-        tracking = {work: None if why in not_there else why for work, why in tracking.items()}
-    return (
-        reasons([ingest_work(asked), check_work(asked)])
-        | tracking
-        | outputs
-        | reasons([price_work(asked), outputs_work(asked, hashes)])
-    )
+        for work, why in decisions.items():
+            if work.stage == "propagate" and why in not_there:
+                decisions[work] = None
+    return decisions
 
 
-def works_of(asked: Asked) -> list[Work]:
-    """Every work of a job, as if nothing had been made yet."""
-    works = [ingest_work(asked), check_work(asked), price_work(asked)]
+def works_of(asked: Asked, masklets: Mapping[str, str] | None = None) -> list[Work]:
+    """Every work of a job, in order of stages.
+
+    masklets: their hashes by input name, as far as they are known.
+    """
+    if masklets is None:
+        masklets = {_input_name(str(one)): _UNKNOWN for one in asked.objects}
+    first = [ingest_work(asked), check_work(asked)]
     if asked.is_preview:
-        return [*works, preview_work(asked), outputs_work(asked, {})]
-    unknown = {_input_name(str(one)): _UNKNOWN for one in asked.objects}
-    works += [track_work(asked, one) for one in asked.objects]
-    works += [export_work(asked, name, unknown) for name in asked.outputs]
-    return [*works, outputs_work(asked, unknown)]
+        return [*first, preview_work(asked), price_work(asked), outputs_work(asked, {})]
+    tracking = [track_work(asked, one) for one in asked.objects]
+    outputs = [export_work(asked, name, masklets) for name in asked.outputs]
+    return [*first, *tracking, *outputs, price_work(asked), outputs_work(asked, masklets)]
 
 
 def explain(work: Work, reason: Reason | None, row: Row | None) -> str:

@@ -87,8 +87,8 @@ def compare(plan: Plan, model: SAM2Base, oracle: Any, prompts: Prompts | None = 
     ours = our_logits(plan, model)
     prompted = {(plan.position[at], one) for one, by in of_plan.items() for at in by}
     seen = prompted & theirs.keys()
-    hard = {key: hard_pixels(theirs[key], model.image_size) for key in seen}
-    if any((hard_pixels(ours[key], model.image_size) != hard[key]).any() for key in seen):
+    hard = [[hard_pixels(of[key], model.image_size) for key in seen] for of in (ours, theirs)]
+    if not all(map(torch.equal, *hard)):
         with remembered_as([theirs[key] for key in seen]):
             ours = our_logits(plan, model)
     assert_same(ours, theirs, prompted, plan.source)

@@ -8,10 +8,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from masklet import pipeline, tracker, tracking
+from masklet import pipeline, propagate, tracker, tracking
 from masklet.job import make_job
+from masklet.manifest import SCHEMA
 from masklet.media import write_video
 from masklet.network import Network
 from masklet.pipeline import run_job
@@ -119,3 +122,16 @@ def out(finished: Path, fields: dict[str, Any], tmp_path: Path) -> Path:
     shutil.copytree(finished, tmp_path / "out")
     run_job(make_job(fields), tmp_path / "out")
     return tmp_path / "out"
+
+
+@pytest.fixture
+def checkpoints_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKLET_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setattr(propagate, "_MOST_FOR_KEEPING", 1e9)
+
+
+def rewritten(out: Path, stage: str, /, **values: Any) -> None:
+    """Change rows of the manifest."""
+    rows = pq.read_table(out / "manifest.parquet").to_pylist()
+    rows = [row | values if row["stage"] == stage else row for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), out / "manifest.parquet")

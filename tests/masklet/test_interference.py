@@ -14,16 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from masklet import lock, propagate
+from masklet import lock
 from masklet.content import Stamp
 from masklet.errors import UserError
 from masklet.job import make_job
-from masklet.manifest import SCHEMA, Manifest
+from masklet.manifest import Manifest
 from masklet.pipeline import Steps, check_prompts, dry_run, run_job
-from masklet.run import CHECKPOINT
+from masklet.standings import CHECKPOINT
 from masklet.status import read_status
 from tests.conftest import picture
-from tests.masklet.conftest import Eye, contents_of, files_of, write_clip
+from tests.masklet.conftest import Eye, contents_of, files_of, rewritten, write_clip
+
+pytestmark = pytest.mark.usefixtures("checkpoints_all_the_time")
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,12 +38,6 @@ def at_step(step: int, act: Callable[[], object], stage: str = "propagate") -> P
             act()
 
     return progress
-
-
-@pytest.fixture(autouse=True)
-def checkpoints_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASKLET_CHECKPOINT_SECONDS", "0")
-    monkeypatch.setattr(propagate, "_MOST_FOR_KEEPING", 1e9)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -197,13 +193,6 @@ def test_removed_masklets_are_gone_though_their_folder_is_a_link(
 
 # ---------------------------------------------------------------------------------------------
 # What is there is not what it should be
-
-
-def rewritten(out: Path, stage: str, **values: Any) -> None:
-    """Change rows of the manifest."""
-    rows = pq.read_table(out / "manifest.parquet").to_pylist()
-    rows = [row | values if row["stage"] == stage else row for row in rows]
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), out / "manifest.parquet")
 
 
 @pytest.mark.parametrize("path", ["", "price.json", "masklets"])

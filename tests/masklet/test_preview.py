@@ -19,7 +19,7 @@ from masklet.media import probe, read_frames
 from masklet.overlay import colours_of, overlay
 from masklet.pipeline import check_prompts, dry_run, run_job
 from masklet.prompt_marks import draw_prompts, prompts_on
-from masklet.run import CHECKPOINT
+from masklet.standings import CHECKPOINT
 from masklet.status import State, read_status
 from tests.conftest import disc
 from tests.masklet.conftest import ALL_OUTPUTS, BOX, CLICK, Eye, contents_of, files_of

@@ -22,10 +22,12 @@ from masklet.errors import UserError
 from masklet.job import make_job
 from masklet.manifest import Manifest
 from masklet.pipeline import dry_run, run_job
-from masklet.run import CHECKPOINT
+from masklet.standings import CHECKPOINT
 from masklet.status import read_status
 from masklet.store import MaskletRow
 from masklet.tracker import MemoryBank
+
+pytestmark = pytest.mark.usefixtures("checkpoints_all_the_time")
 
 CHECKPOINT_AT = Path(".tracking", CHECKPOINT)
 
@@ -50,12 +52,6 @@ def whole(fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> d
     out = tmp_path_factory.mktemp("whole") / "out"
     run_job(make_job(fields), out)
     return contents(out)
-
-
-@pytest.fixture(autouse=True)
-def checkpoints_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASKLET_CHECKPOINT_SECONDS", "0")
-    monkeypatch.setattr(propagate, "_MOST_FOR_KEEPING", 1e9)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from masklet.job import make_job
 from masklet.manifest import Work
 from masklet.pipeline import dry_run, run_job
 from masklet.status import State, read_status
-from tests.masklet.conftest import BOX, CLICK, Eye, files_of, write_clip
+from tests.masklet.conftest import BOX, CLICK, Eye, files_of, rewritten, write_clip
 
 Masklet = Callable[..., tuple[int, str, str]]
 Table = pa.Table
@@ -219,18 +219,8 @@ def test_while_a_process_holds_the_directory(out: Path, masklet: Masklet) -> Non
 # Manifests that masklet did not write
 
 
-def edited(out: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the manifest's row of masks.zip."""
-    path = out / "manifest.parquet"
-    rows = pq.read_table(path).to_pylist()
-    for row in rows:
-        if row["stage"] == "masks":
-            change(row)
-    pq.write_table(pa.Table.from_pylist(rows), path)
-
-
 def of_row(**values: Any) -> Callable[[Path], None]:
-    return lambda out: edited(out, lambda row: row.update(values))
+    return lambda out: rewritten(out, "masks", **values)
 
 
 def truncate(out: Path) -> None:
