@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,26 +13,33 @@ TEMPORARY_FILES = ".*.tmp"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Give a temporary path beside `path`; on leaving, flush it to disk and put it in its place.
+
+    Its place is in the folder that is there now: if that is removed meanwhile, another folder of
+    its name gets nothing. `check` is called when this folder is open, and when a file cannot be put
+    there; what it raises is raised.
 
     If the block raises, the temporary file is removed and `path` is as it was. An OSError, such as
     of a full disk, becomes a UserError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        if error.filename not in (None, str(path), str(temporary)):
-            raise  # of a file that was read in the block
-        raise _refusal(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with _opened(path.parent) as folder:
+        try:
+            check()
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary.name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.fsync(folder)
+        except OSError as error:
+            if error.filename not in (None, str(path), str(temporary), temporary.name):
+                raise  # of a file that was read in the block
+            check()
+            raise _refusal(path, error) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def remove_temporary_files(*folders: Path) -> None:
@@ -52,7 +59,8 @@ def put_folder(grown: Path, place: Path) -> None:
         place.parent.mkdir(exist_ok=True)
         shutil.rmtree(place, ignore_errors=True)
         grown.replace(place)
-        _sync_folder(place.parent)
+        with _opened(place.parent) as folder:
+            os.fsync(folder)
     except OSError as error:
         raise _refusal(place, error) from error
 
@@ -61,9 +69,13 @@ def _refusal(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be written ({error.strerror or error}); check the folder")
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _refusal(folder, error) from error
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -8,7 +8,7 @@ with its key exists and its output is there as the row describes it.
 import hashlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -144,9 +144,18 @@ class Manifest:
     """The manifest of one run directory, in memory; every `record` is on disk when it returns.
 
     With `verify` no file is believed to be what was recorded before it has been hashed again.
+    `check` raises if the directory is not the one that was meant; it is asked at every `record`.
     """
 
-    def __init__(self, root: Path, run_id: str, *, verify: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        run_id: str,
+        *,
+        verify: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._check = check
         self._root, self._run_id, self._verify = root, run_id, verify
         self._rows: dict[tuple[str, str], Row] = {}
         self._verified: set[tuple[str, str]] = set()
@@ -333,7 +342,7 @@ class Manifest:
 
     def _write(self) -> None:
         rows = [asdict(row) for row in self._rows.values()]
-        with replacing(self._root / FILE_NAME) as temporary:
+        with replacing(self._root / FILE_NAME, self._check) as temporary:
             pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary, compression="zstd")
         self._is_behind = False
 

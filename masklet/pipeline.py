@@ -436,7 +436,6 @@ def choose_device(device: str) -> str:
 
 def _note_order(run: Run, plan: Plan) -> None:
     """Keep what was asked for and of what, once it is sure that work begins."""
-    run.hold.check()
     for file in run.order.inputs:
         run.manifest.remember(file)
     read = {file.name for file in run.order.inputs}

@@ -160,7 +160,6 @@ class Run:
         except (Stopped, lock.Lost):
             raise
         except Exception as error:
-            self.hold.check()
             for work, reason in works.items():
                 self.manifest.record_failure(
                     work, reason=reason, seconds=_share(begun, works), error=_one_line(error)
@@ -210,7 +209,8 @@ def open_run(order: Order, root: Path, progress: Progress, *, wait: bool = False
             order.check_inputs()  # it may have taken long to get hold of it
             # nothing in folders that are not its own: a run of another may be at work there
             remove_temporary_files(root, *(root / _SCRATCH).glob("**/"))
-            yield Run(order, root, open_manifest(root, verify=order.verify), progress, hold)
+            manifest = open_manifest(root, verify=order.verify, check=hold.check)
+            yield Run(order, root, manifest, progress, hold)
         finally:
             if hold.stands and not (root / _SCRATCH / CHECKPOINT).exists():
                 shutil.rmtree(root / _SCRATCH, ignore_errors=True)
@@ -219,10 +219,12 @@ def open_run(order: Order, root: Path, progress: Progress, *, wait: bool = False
                     _remove_empty(made)
 
 
-def open_manifest(root: Path, *, verify: bool = False) -> Manifest:
+def open_manifest(
+    root: Path, *, verify: bool = False, check: Callable[[], None] = lambda: None
+) -> Manifest:
     """The manifest of a directory, empty if it has none; raises UserError for a damaged one."""
     try:
-        return Manifest(root, uuid.uuid4().hex, verify=verify)
+        return Manifest(root, uuid.uuid4().hex, verify=verify, check=check)
     except Exception as error:
         # whatever pyarrow makes of a damaged file: nothing in the directory can be trusted then
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from training.world import Clip, render
 Rng = np.random.Generator
 MIN_AREA = 0.003
 IMAGE_STRIDE = 12.0
+IMAGE_PROMPTS = {"click": 0.6, "clicks": 0.2, "box": 0.2}
+CLIP_PROMPTS = {"click": 0.45, "clicks": 0.1, "box": 0.15, "mask": 0.3}
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,17 @@ class Plan:
     gap: int
 
 
-def plan(rng: Rng, frames: int) -> Plan:
-    """A random plan for clips of `frames` frames."""
+def plan(rng: Rng, frames: int, shares: Mapping[str, float] | None = None) -> Plan:
+    """A random plan for clips of `frames` frames; a single one is never prompted by a mask.
+
+    shares: how often each kind of prompt is given in relation to the others.
+    """
     images = frames == 1
-    kinds = ("click", "clicks", "box") if images else ("click", "clicks", "box", "mask")
-    weights = (0.6, 0.2, 0.2) if images else (0.45, 0.1, 0.15, 0.3)
-    kind = str(rng.choice(kinds, p=weights))
+    given = dict(shares or (IMAGE_PROMPTS if images else CLIP_PROMPTS))
+    if images:
+        given.pop("mask", None)
+    weights = np.array(list(given.values()))
+    kind = str(rng.choice(list(given), p=weights / weights.sum()))
     return Plan(
         kind,
         int(rng.integers(2, 6)),

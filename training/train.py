@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -48,7 +48,7 @@ class Stage:
     """Part of the recipe: pictures of `size`, clips of `frames`, learning rate from lr to lr_end.
 
     videos counts over all ranks. A share `images` of the steps takes single pictures,
-    `IMAGES_PER_CLIP` for every clip.
+    `IMAGES_PER_CLIP` for every clip. prompts: how often each kind is given, as `plan` takes it.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Stage:
     lr_end: float
     warmup: int = 50
     images: float = 0.0
+    prompts: Mapping[str, float] | None = None
 
     def rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine."""
@@ -147,7 +148,7 @@ def lesson(stage: Stage, number: int, step: int) -> Lesson:
     rng = np.random.default_rng([SEED, number, step])
     is_pictures = bool(stage.images and rng.random() < stage.images)
     frames = 1 if is_pictures else stage.frames
-    return Lesson(stage, (number, step), is_pictures, plan(rng, frames))
+    return Lesson(stage, (number, step), is_pictures, plan(rng, frames, stage.prompts))
 
 
 def update(

@@ -1,6 +1,7 @@
 """Other hands on what a run reads, and in its directory, while it is at work."""
 
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -170,6 +171,37 @@ def test_a_run_whose_directory_was_removed_leaves_the_next_ones_alone(
     [part] = scratch.rglob("*.*")
     assert part.read_bytes() == b"another's"
     shutil.rmtree(scratch)
+    assert contents_of(out) == contents_of(finished)
+    assert (out / "manifest.parquet").read_bytes() == (finished / "manifest.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("function", "file"),
+    [("content_hash", "bbox_tracking.json"), ("pq.write_table", ".manifest.parquet.*.tmp")],
+)
+def test_a_directory_that_is_removed_while_a_work_is_recorded(
+    function: str,
+    file: str,
+    fields: dict[str, Any],
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At moments when the hold was found to stand; the manifest of another run stays."""
+    out, place = tmp_path / "out", f"masklet.manifest.{function}"
+    call: Callable[..., Any] = pkgutil.resolve_name(place)
+
+    def remove_and_call(*given: Any, **options: Any) -> Any:
+        is_file = any(isinstance(one, Path) and one.match(file) for one in given)
+        if is_file and (out / "masklets").exists() and not (tmp_path / "gone").exists():
+            out.rename(tmp_path / "gone")
+            shutil.copytree(finished, out)
+        return call(*given, **options)
+
+    monkeypatch.setattr(place, remove_and_call)
+    with pytest.raises(lock.Lost):
+        run_job(make_job(fields), out)
+    assert files_of(out).keys() == files_of(finished).keys()
     assert contents_of(out) == contents_of(finished)
     assert (out / "manifest.parquet").read_bytes() == (finished / "manifest.parquet").read_bytes()
 
