@@ -24,7 +24,7 @@ def replacing(path: Path, check: Callable[[], None] = lambda: None) -> Iterator[
     of a full disk, becomes a UserError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _opened(path.parent) as folder:
+    with _folder_of(path) as folder:
         try:
             check()
             yield temporary
@@ -59,7 +59,7 @@ def put_folder(grown: Path, place: Path) -> None:
         place.parent.mkdir(exist_ok=True)
         shutil.rmtree(place, ignore_errors=True)
         grown.replace(place)
-        with _opened(place.parent) as folder:
+        with _folder_of(place) as folder:
             os.fsync(folder)
     except OSError as error:
         raise _refusal(place, error) from error
@@ -70,12 +70,12 @@ def _refusal(path: Path, error: OSError) -> UserError:
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[int]:
+def _folder_of(path: Path) -> Iterator[int]:
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise _refusal(folder, error) from error
+        raise _refusal(path, error) from error
     try:
-        yield descriptor
+        yield folder
     finally:
-        os.close(descriptor)
+        os.close(folder)

@@ -25,7 +25,9 @@ from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.sam.transformer import RoPEAttention
 from torch import Tensor, nn
 
-_WEIGHTS_BYTES = 2**25
+# of what is mixed at once
+_MOST_WEIGHTS = 2**23
+_BLOCK_QUERIES, _BLOCK_KEYS = 1024, 2048
 
 
 class MemoryTokens(NamedTuple):
@@ -164,21 +166,48 @@ def _attend(block: _Attention, queries: Tensor, keys: Tensor, memory: Tensor) ->
 def mix_by_products(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention as two products: queries (B, n, c), keys (B, m, c), values (B, m, d) -> (B, n, d).
 
-    On a CPU torch's own attention wants values as wide as keys, and is slower in bfloat16. As many
-    queries are taken at a time as `_WEIGHTS_BYTES` allow.
+    On a CPU torch's own attention wants values as wide as keys, and is slower in bfloat16.
     """
-    queries, keys = queries * queries.shape[-1] ** -0.5, keys.transpose(1, 2)
-    rows = max(1, _WEIGHTS_BYTES // (len(keys) * keys.shape[2] * keys.element_size()))
-    parts = [_mix(some, keys, values) for some in torch.split(queries, rows, dim=1)]
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    queries = queries * queries.shape[-1] ** -0.5
+    size = max(1, _MOST_WEIGHTS // (queries.shape[1] * keys.shape[1]))
+    batches = zip(*(torch.split(one, size) for one in (queries, keys, values)), strict=True)
+    parts = [_mix_batch(*batch) for batch in batches]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _mix_batch(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    if len(queries) > 1:
+        return _mix(queries, keys, values)
+    # of a batch, even of one, torch copies keys that are transposed
+    is_large = queries.shape[1] * keys.shape[1] > _MOST_WEIGHTS
+    mix = _mix_by_blocks if is_large else _mix
+    return mix(queries[0], keys[0], values[0])[None]
 
 
 def _mix(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The same with keys (B, c, m), all at once."""
-    if queries.dim() == 3 and len(queries) == 1:
-        # of a batch, even of one, torch copies keys that are transposed
-        return _mix(queries[0], keys[0], values[0])[None]
-    return (queries @ keys).softmax(-1) @ values
+    return (queries @ keys.transpose(-1, -2)).softmax(-1) @ values
+
+
+def _mix_by_blocks(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The same, (n, c), (m, c), (m, d) -> (n, d), with weights that stay in the cache.
+
+    Weights are relative to the largest score so far, as in FlashAttention (arXiv:2205.14135).
+    """
+    parts = []
+    for some in torch.split(queries, _BLOCK_QUERIES):
+        largest = some.new_full((len(some), 1), -torch.inf, dtype=torch.float32)
+        total = torch.zeros_like(largest)
+        mixed = total.new_zeros(len(some), values.shape[1])
+        blocks = (torch.split(one, _BLOCK_KEYS) for one in (keys, values))
+        for these, their in zip(*blocks, strict=True):
+            scores = (some @ these.T).float()
+            before, largest = largest, torch.maximum(largest, scores.amax(1, keepdim=True))
+            weights = scores.sub_(largest).exp_()
+            kept = (before - largest).exp_()
+            total.mul_(kept).add_(weights.sum(1, keepdim=True))
+            mixed.mul_(kept).add_(weights.to(their.dtype) @ their)
+        parts.append(mixed / total)
+    return torch.cat(parts).to(values.dtype)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -486,7 +486,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^out\.mp4 cannot be written: check the folder"):
+    with pytest.raises(UserError, match=r"out\.mp4: cannot be written .*check the folder"):
         write(tmp_path / "none" / "out.mp4", (picture(n) for n in range(FRAMES)))
     with pytest.raises(UserError, match=f"{tmp_path.name}: cannot be written"):
         write(tmp_path, [picture(0)])
