@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sam2.modeling.sam2_base import SAM2Base
 
+from masklet import attention
 from masklet.job import SegmentJob
 from masklet.media import Source, probe, write_video
 from masklet.models import find_model
@@ -305,6 +306,15 @@ def test_published_configs(name: str, image_size: int, frames: int, source: Sour
     ours = compare(plan_of(source, prompts, "both", range(frames)), oracle, oracle)
     assert_useful(ours, [(0, one) for one in prompts])
     assert_useful(ours, [(2, one) for one in prompts if one != "box, late"])
+
+
+def test_attention_by_blocks(source: Source, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in models with large pictures."""
+    monkeypatch.setattr(attention, "_MOST_WEIGHTS", 2**14)
+    monkeypatch.setattr(attention, "_BLOCK_QUERIES", 50)
+    monkeypatch.setattr(attention, "_BLOCK_KEYS", 300)
+    prompts: Prompts = {"point": {0: on_disc(0)}, "mask": {2: said(mask=disc(2))}}
+    compare(plan_of(source, prompts, "both"), small, small)
 
 
 def assert_useful(logits: Logits, tracked: list[tuple[int, Any]]) -> None:
