@@ -86,8 +86,10 @@ def followed(rng: Rng, clip: Clip, count: int) -> NDArray[np.float32] | None:
     return np.asarray(clip.labels[None] == chosen[:, None, None, None], np.float32)
 
 
-def draw(rng: Rng, bank: Bank, size: int, videos: int, frames: int, objects: int) -> Batch:
-    """`videos` clips with `objects` followed objects each.
+def draw(
+    rng: Rng, bank: Bank, size: int, videos: int, frames: int, objects: int, stride: float = 1.0
+) -> Batch:
+    """`videos` clips with `objects` followed objects each, frames `stride` units of time apart.
 
     Single images are taken two from a clip, far apart, which halves the cost of making them.
     """
@@ -97,7 +99,7 @@ def draw(rng: Rng, bank: Bank, size: int, videos: int, frames: int, objects: int
         clip = (
             render(rng, bank, size, 2, IMAGE_STRIDE)
             if frames == 1
-            else render(rng, bank, size, frames)
+            else render(rng, bank, size, frames, stride)
         )
         pieces = (
             [Clip(clip.frames[i : i + 1], clip.labels[i : i + 1]) for i in range(2)]

@@ -29,12 +29,13 @@ def draw(entries: list[dict[str, Any]], out: Path) -> None:
     """One curve for each prompt over all steps, and a line where a stage begins."""
     figure, axes = plt.subplots(figsize=(8, 3.6))
     steps: list[int] = []
-    begun, stage, last = 0, "", 0
+    begun, stage, last, height = 0, "", 0, 1.06
     for entry in entries:
         if entry["stage"] != stage:
             begun, stage = begun + last, entry["stage"]
             axes.axvline(begun, color="0.8", linewidth=1)
-            axes.text(begun, 1.01, stage, fontsize=7)
+            height = 1.07 - (height - 1.01)  # in two lines: names of short stages would overlap
+            axes.text(begun, height, stage, fontsize=7)
         last = entry["step"]
         steps.append(begun + last)
     for name, label in CURVES.items():

@@ -49,6 +49,7 @@ class Stage:
 
     videos counts over all ranks. A share `images` of the steps takes single pictures,
     `IMAGES_PER_CLIP` for every clip. prompts: how often each kind is given, as `plan` takes it.
+    stride: how far frames are apart, in the world's units of time.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Stage:
     warmup: int = 50
     images: float = 0.0
     prompts: Mapping[str, float] | None = None
+    stride: float = 1.0
 
     def rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine."""
@@ -140,7 +142,8 @@ class Lesson:
         videos, size, objects = self.stage.videos // ranks, self.stage.size, self.stage.objects
         if self.is_pictures:
             return draw(rng, bank, size, videos * IMAGES_PER_CLIP, 1, objects)
-        return draw(rng, bank, size, videos, self.stage.frames, objects)
+        frames, stride = self.stage.frames, self.stage.stride
+        return draw(rng, bank, size, videos, frames, objects, stride)
 
 
 def lesson(stage: Stage, number: int, step: int) -> Lesson:
