@@ -25,7 +25,7 @@ from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.sam.transformer import RoPEAttention
 from torch import Tensor, nn
 
-# of what is mixed at once
+# attention weights at once, 32 MiB in float32; where one object has more, it is cut into blocks
 _MOST_WEIGHTS = 2**23
 _BLOCK_QUERIES, _BLOCK_KEYS = 1024, 2048
 

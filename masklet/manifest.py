@@ -144,7 +144,7 @@ class Manifest:
     """The manifest of one run directory, in memory; every `record` is on disk when it returns.
 
     With `verify` no file is believed to be what was recorded before it has been hashed again.
-    `check` raises if the directory is not the one that was meant; it is asked at every `record`.
+    `check` raises if the directory is not the one that was meant; it is asked before every write.
     """
 
     def __init__(

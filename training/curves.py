@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,13 @@ def draw(entries: list[dict[str, Any]], out: Path) -> None:
     """One curve for each prompt over all steps, and a line where a stage begins."""
     figure, axes = plt.subplots(figsize=(8, 3.6))
     steps: list[int] = []
-    begun, stage, last, height = 0, "", 0, 1.06
+    begun, stage, last = 0, "", 0
+    heights = cycle((1.02, 1.06))  # names of short stages would overlap in one line
     for entry in entries:
         if entry["stage"] != stage:
             begun, stage = begun + last, entry["stage"]
             axes.axvline(begun, color="0.8", linewidth=1)
-            height = 1.07 - (height - 1.01)  # in two lines: names of short stages would overlap
-            axes.text(begun, height, stage, fontsize=7)
+            axes.text(begun, next(heights), stage, fontsize=7)
         last = entry["step"]
         steps.append(begun + last)
     for name, label in CURVES.items():

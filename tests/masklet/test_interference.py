@@ -143,6 +143,17 @@ def _leave() -> None:
     raise KeyboardInterrupt
 
 
+def put_another_in_its_place(out: Path, finished: Path) -> None:
+    """Take the directory away, and put one there that another run has made."""
+    out.rename(out.with_name("gone"))
+    shutil.copytree(finished, out)
+
+
+def assert_is_the_other(out: Path, finished: Path) -> None:
+    assert contents_of(out) == contents_of(finished)
+    assert (out / "manifest.parquet").read_bytes() == (finished / "manifest.parquet").read_bytes()
+
+
 @pytest.mark.parametrize("seconds", ["0", "1e9"], ids=["checkpoints", "none"])
 @pytest.mark.parametrize(("stage", "step"), [("propagate", 2), ("propagate", 5), ("masks", 2)])
 def test_a_run_whose_directory_was_removed_leaves_the_next_ones_alone(
@@ -158,8 +169,7 @@ def test_a_run_whose_directory_was_removed_leaves_the_next_ones_alone(
     out = tmp_path / "out"
 
     def remove_and_run_another() -> None:
-        out.rename(tmp_path / "gone")
-        shutil.copytree(finished, out)
+        put_another_in_its_place(out, finished)
         (out / ".tracking" / "object=1").mkdir(parents=True)
         (out / ".tracking" / "object=1" / "frames-00000000.parquet").write_bytes(b"another's")
 
@@ -171,8 +181,7 @@ def test_a_run_whose_directory_was_removed_leaves_the_next_ones_alone(
     [part] = scratch.rglob("*.*")
     assert part.read_bytes() == b"another's"
     shutil.rmtree(scratch)
-    assert contents_of(out) == contents_of(finished)
-    assert (out / "manifest.parquet").read_bytes() == (finished / "manifest.parquet").read_bytes()
+    assert_is_the_other(out, finished)
 
 
 @pytest.mark.parametrize(
@@ -193,17 +202,15 @@ def test_a_directory_that_is_removed_while_a_work_is_recorded(
 
     def remove_and_call(*given: Any, **options: Any) -> Any:
         is_file = any(isinstance(one, Path) and one.match(file) for one in given)
-        if is_file and (out / "masklets").exists() and not (tmp_path / "gone").exists():
-            out.rename(tmp_path / "gone")
-            shutil.copytree(finished, out)
+        if is_file and (out / "masklets").exists() and not out.with_name("gone").exists():
+            put_another_in_its_place(out, finished)
         return call(*given, **options)
 
     monkeypatch.setattr(place, remove_and_call)
     with pytest.raises(lock.Lost):
         run_job(make_job(fields), out)
     assert files_of(out).keys() == files_of(finished).keys()
-    assert contents_of(out) == contents_of(finished)
-    assert (out / "manifest.parquet").read_bytes() == (finished / "manifest.parquet").read_bytes()
+    assert_is_the_other(out, finished)
 
 
 def test_a_run_whose_directory_was_removed_says_so(fields: dict[str, Any], tmp_path: Path) -> None:
