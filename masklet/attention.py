@@ -28,6 +28,7 @@ from torch import Tensor, nn
 # attention weights at once, 32 MiB in float32; where one object has more, it is cut into blocks
 _MOST_WEIGHTS = 2**23
 _BLOCK_QUERIES, _BLOCK_KEYS = 1024, 2048
+_HAS_TILES = torch.cpu._is_amx_tile_supported()
 
 
 class MemoryTokens(NamedTuple):
@@ -157,17 +158,21 @@ def _attend(block: _Attention, queries: Tensor, keys: Tensor, memory: Tensor) ->
     dtype = block.value.dtype
     queries, keys, memory = queries.to(dtype), keys.to(dtype), memory.to(dtype)
     if keys.device.type == "cpu":
-        return block.out_of_memory(mix_by_products(queries, keys, memory))
+        return block.out_of_memory(mix(queries, keys, memory))
     values = memory @ block.value.T
     mixed = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])
     return block.out(mixed[:, 0])
 
 
-def mix_by_products(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention as two products: queries (B, n, c), keys (B, m, c), values (B, m, d) -> (B, n, d).
+def mix(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention on a CPU: queries (B, n, c), keys (B, m, c), values (B, m, d) -> (B, n, d).
 
-    On a CPU torch's own attention wants values as wide as keys, and is slower in bfloat16.
+    By two products, as torch's own attention wants values as wide as keys, and is slower in
+    bfloat16 on processors that have no tiles for it (AMX).
     """
+    if _HAS_TILES and values.dtype == torch.bfloat16 and values.shape[-1] == keys.shape[-1]:
+        mixed = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])
+        return mixed[:, 0]
     queries = queries * queries.shape[-1] ** -0.5
     size = max(1, _MOST_WEIGHTS // (queries.shape[1] * keys.shape[1]))
     batches = zip(*(torch.split(one, size) for one in (queries, keys, values)), strict=True)
@@ -180,8 +185,8 @@ def _mix_batch(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return _mix(queries, keys, values)
     # of a batch, even of one, torch copies keys that are transposed
     is_large = queries.shape[1] * keys.shape[1] > _MOST_WEIGHTS
-    mix = _mix_by_blocks if is_large else _mix
-    return mix(queries[0], keys[0], values[0])[None]
+    one = _mix_by_blocks if is_large else _mix
+    return one(queries[0], keys[0], values[0])[None]
 
 
 def _mix(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam2_utils import LayerNorm2d
 from torch import Tensor, nn
 
-from masklet.attention import mix_by_products
+from masklet.attention import mix
 
 _FEW_CHANNELS = 8
 _STRIP_BYTES = 2**24
@@ -79,7 +79,7 @@ class ImageEncoder:
             trunk = deepcopy(trunk).to(dtype)
             if model.device.type == "cpu":
                 for block in trunk.blocks:
-                    block.attn = _AttentionByProducts(block.attn)
+                    block.attn = _AttentionOnCpu(block.attn)
         return ImageEncoder(trunk, place, [*laterals, coarse, lowest])
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,8 +118,8 @@ def _by_strips(block: MultiScaleBlock, x: Tensor) -> Tensor:
     return torch.cat([block(strip) for strip in torch.split(x, rows, dim=1)], dim=1)
 
 
-class _AttentionByProducts(nn.Module):
-    """A block's attention, by `mix_by_products`."""
+class _AttentionOnCpu(nn.Module):
+    """A block's attention, by `masklet.attention.mix`."""
 
     def __init__(self, attention: MultiScaleAttention) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class _AttentionByProducts(nn.Module):
             part.reshape(windows, -1, heads, part.shape[-1] // heads).transpose(1, 2).flatten(0, 1)
             for part in (queries, keys, values)
         )
-        mixed = torch.unflatten(mix_by_products(*by_head), 0, (windows, heads)).transpose(1, 2)
+        mixed = torch.unflatten(mix(*by_head), 0, (windows, heads)).transpose(1, 2)
         projected: Tensor = self.attention.proj(mixed.reshape(queries.shape))
         return projected
 

@@ -30,6 +30,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from masklet.heap import keep_freed_memory
 from training.assets import Bank, load_bank
 from training.batch import Batch, Plan, draw, plan
 from training.export import load_weights
@@ -213,6 +214,7 @@ class Log:
 def run(rank: int, args: argparse.Namespace) -> None:
     """One rank's share of the training."""
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     torch.manual_seed(SEED)
     if args.ranks > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(args.port))
