@@ -91,6 +91,18 @@ def skin(rng: Rng, bank: Bank, size: int) -> Uint8:
     return tinted(rng, base, rng.uniform(0.3, 0.8)) if rng.random() < 0.5 else base
 
 
+def patchwork(rng: Rng, bank: Bank, size: int) -> Uint8:
+    """Two to four skins beside each other, as clothes or a piebald coat; uint8 (size, size, 3)."""
+    out = skin(rng, bank, size)
+    for _ in range(int(rng.integers(1, 4))):
+        cells = 2 if rng.random() < 0.5 else int(rng.integers(3, 8))
+        grid = rng.normal(size=(cells, cells))
+        field = cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
+        patch = field > rng.uniform(-0.3, 0.8)
+        out[patch] = skin(rng, bank, size)[patch]
+    return out
+
+
 def tinted(rng: Rng, picture: Uint8, share: float) -> Uint8:
     """Mix a random colour, seldom a grey one, into a picture; uint8 (h, w, 3)."""
     hue, saturation, value = rng.uniform(0, 180), rng.uniform(60, 255), rng.uniform(70, 255)
@@ -140,7 +152,7 @@ def shape_sprite(rng: Rng, bank: Bank, side: int) -> Uint8:
     """One to three textured shapes that overlap, sometimes with a hole; uint8 (side, side, 4)."""
     sprite = np.zeros((side, side, 4), np.uint8)
     parts = 1 if rng.random() < 0.55 else int(rng.integers(2, 4))
-    cover = skin(rng, bank, side)
+    cover = patchwork(rng, bank, side) if rng.random() < 0.4 else skin(rng, bank, side)
     half = side / 2
     for part in range(parts):
         alpha = np.zeros((side, side), np.uint8)
