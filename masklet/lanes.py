@@ -141,13 +141,13 @@ def _batch_sizes(network: Network, objects: int, threads: int) -> tuple[int, int
     """How many objects, and how many frames, go through the network at once.
 
     Large batches fill a GPU. On a CPU each lane gets one batch of objects, as large as that of the
-    others; beside a single object, a lane has time to encode two frames at once.
+    others; beside a single object, a lane has time to encode three frames at once.
     """
     if network.model.device.type != "cpu":
         return _MANY_OBJECTS, _MANY_FRAMES
     if not _is_small(network):
         return 2, 1
-    return min(_MOST_OBJECTS_ON_CPU, -(-objects // threads)), 2 if objects == 1 else 1
+    return min(_MOST_OBJECTS_ON_CPU, -(-objects // threads)), 3 if objects == 1 else 1
 
 
 def _is_small(network: Network) -> bool:
