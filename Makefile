@@ -73,7 +73,7 @@ label-scale: .venv/installed
 # nano from random weights; stopped and started again, it goes on. training/README.md
 train: .venv/installed training/runs/bank/names.json
 	$(BIN)/python -m training.train
-	$(BIN)/python -m training.export
+	$(BIN)/python -m training.export --presence 1.4
 	$(BIN)/python -m training.curves
 	$(BIN)/python -m training.evaluate --clips 100
 

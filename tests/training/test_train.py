@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from training import train
 from training.batch import Plan, draw
-from training.export import export, load_weights
+from training.export import PRESENCE_BIAS, export, load_weights
 from training.model import build
 from training.optim import orthogonalise
 from training.step import loss
@@ -92,7 +92,13 @@ def test_trains_exports_and_goes_on(work: Path) -> None:
     export([work / "run/last.pt"] * 2, work / "out.safetensors")
     model = build(work / "tiny.yaml")
     load_weights(model, work / "out.safetensors")
-    assert {v.dtype for v in load_file(work / "out.safetensors").values()} == {torch.float16}
+    made = load_file(work / "out.safetensors")
+    assert {v.dtype for v in made.values()} == {torch.float16}
+    export([work / "run/last.pt", work / "out.safetensors"], work / "mixed.safetensors", 2.0)
+    mixed = load_file(work / "mixed.safetensors")
+    for name, value in made.items():
+        expected = value + 2.0 if name == PRESENCE_BIAS else value
+        torch.testing.assert_close(mixed[name], expected, rtol=0, atol=2e-3)
 
     (work / "half").mkdir()
     (work / "run/after_images.pt").rename(work / "half/last.pt")
