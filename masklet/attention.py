@@ -159,9 +159,11 @@ def _attend(block: _Attention, queries: Tensor, keys: Tensor, memory: Tensor) ->
     queries, keys, memory = queries.to(dtype), keys.to(dtype), memory.to(dtype)
     if keys.device.type == "cpu":
         return block.out_of_memory(mix(queries, keys, memory))
-    values = memory @ block.value.T
-    mixed = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])
-    return block.out(mixed[:, 0])
+    return block.out(_fused(queries, keys, memory @ block.value.T))
+
+
+def _fused(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])[:, 0]
 
 
 def mix(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -171,8 +173,7 @@ def mix(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     bfloat16 on processors that have no tiles for it (AMX).
     """
     if _HAS_TILES and values.dtype == torch.bfloat16 and values.shape[-1] == keys.shape[-1]:
-        mixed = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])
-        return mixed[:, 0]
+        return _fused(queries, keys, values)
     queries = queries * queries.shape[-1] ** -0.5
     size = max(1, _MOST_WEIGHTS // (queries.shape[1] * keys.shape[1]))
     batches = zip(*(torch.split(one, size) for one in (queries, keys, values)), strict=True)
