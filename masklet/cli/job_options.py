@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from masklet.dataset import load_overrides
 from masklet.errors import UserError
 from masklet.job import SegmentJob, are_inline, load_job_fields, make_job
+from masklet.media import display_name
 
 Command = Callable[..., None]
 _CONFIG_HELP = "Job file (YAML or JSON) with any of these fields; options override it."
@@ -84,6 +85,9 @@ def _job_of(file: str | None, config: Path | None, given: dict[str, Any]) -> Seg
     if config is None:
         if file is None:
             raise UserError("name a video, or a job file with --config; see masklet segment --help")
+        if Path(file).suffix.lower() in _JOB_FILES:
+            name = display_name(Path(file))
+            raise UserError(f"{name} is no video: if it is a job file, put --config before it")
         return make_job(fields)
     for name in _PATH_FIELDS & fields.keys():
         # those in the job file are relative to it, those on the command line are not
@@ -92,6 +96,7 @@ def _job_of(file: str | None, config: Path | None, given: dict[str, Any]) -> Seg
     return make_job(load_job_fields(config) | fields, base=config.absolute().parent)
 
 
+_JOB_FILES = frozenset({".yaml", ".yml", ".json"})
 _PATH_FIELDS = frozenset({"file", "prompts", "mask_prompts", "checkpoint"})
 
 

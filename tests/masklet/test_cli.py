@@ -162,6 +162,7 @@ def test_a_job_that_is_wrong(
         ("", "file"),
         ("ftp://example.org/a.mp4", "ftp:// addresses are not fetched from here"),
         ("prompts.json", "prompts.json"),
+        ("job.yaml", "job.yaml is no video: if it is a job file, put --config before it"),
     ],
 )
 def test_a_file_that_is_no_video(refuse: Refuse, tmp_path: Path, file: str, words: str) -> None:
