@@ -25,7 +25,8 @@ PRESENCE_BIAS = "sam_mask_decoder.pred_obj_score_head.layers.2.bias"
 def export(checkpoints: Sequence[Path], out: Path, presence: float = 0.0) -> int:
     """Write `out` atomically, with the names of `SAM2Base.state_dict()`; return its bytes.
 
-    checkpoints: of training, or files of an earlier export. presence: added to its logits.
+    checkpoints: of training, or files of an earlier export, which bring what was added to their
+    presence. presence: added to the logits of it.
     """
     averages = [_average(checkpoint) for checkpoint in checkpoints]
     means = {

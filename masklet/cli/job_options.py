@@ -85,7 +85,7 @@ def _job_of(file: str | None, config: Path | None, given: dict[str, Any]) -> Seg
     if config is None:
         if file is None:
             raise UserError("name a video, or a job file with --config; see masklet segment --help")
-        if Path(file).suffix.lower() in _JOB_FILES:
+        if "://" not in file and Path(file).suffix.lower() in _JOB_FILES:
             name = display_name(Path(file))
             raise UserError(f"{name} is no video: if it is a job file, put --config before it")
         return make_job(fields)

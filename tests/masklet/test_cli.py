@@ -161,6 +161,7 @@ def test_a_job_that_is_wrong(
         (".", "is a folder"),
         ("", "file"),
         ("ftp://example.org/a.mp4", "ftp:// addresses are not fetched from here"),
+        ("ftp://example.org/a.mp4?by=a.json", "ftp:// addresses are not fetched from here"),
         ("prompts.json", "prompts.json"),
         ("job.yaml", "job.yaml is no video: if it is a job file, put --config before it"),
     ],
