@@ -71,7 +71,7 @@ label-scale: .venv/installed
 	$(BIN)/python -m benchmarks.label_scale
 
 # nano from random weights; stopped and started again, it goes on. training/README.md
-train: .venv/installed training/runs/bank/names.json
+train: .venv/installed training/runs/bank/names.json training/runs/bank/films_train.npy
 	$(BIN)/python -m training.train
 	$(BIN)/python -m training.export --presence 1.4
 	$(BIN)/python -m training.curves
@@ -80,6 +80,8 @@ train: .venv/installed training/runs/bank/names.json
 # Fetches Debian packages; elsewhere: python -m training.assets FOLDER…
 training/runs/bank/names.json: .venv/installed
 	$(BIN)/python -m training.assets --debian training/runs/pictures
+training/runs/bank/films_train.npy: .venv/installed
+	$(BIN)/python -m training.films --debian training/runs/pictures
 
 install: .venv/installed
 

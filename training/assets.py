@@ -12,7 +12,7 @@ import argparse
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,15 @@ Uint8 = NDArray[np.uint8]
 class Bank:
     """One split of the bank.
 
-    photos: uint8 (N, 384, 512, 3), RGB. cutouts: uint8 (M, 224, 224, 4), RGB and alpha 0..255;
-    M may be 0, N may not. Cut-outs richest in colours come first.
+    photos: uint8 (N, 384, 512, 3), RGB. cutouts: uint8 (M, 224, 224, 4), RGB and alpha 0..255.
+    films: uint8 (K, P, 192, 192, 4), things that move, in P phases. grounds: uint8 (G, 384, 512,
+    3), seen from above. M, K and G may be 0, N may not. Cut-outs richest in colours come first.
     """
 
     photos: Uint8
     cutouts: Uint8
+    films: Uint8 = field(default_factory=lambda: np.zeros((0, 1, 1, 1, 4), np.uint8))
+    grounds: Uint8 = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8))
 
 
 def held_out(name: str) -> bool:
@@ -54,7 +57,12 @@ def load_bank(folder: Path, split: str) -> Bank:
     photos, cutouts = (
         np.load(folder / f"{kind}_{split}.npy", mmap_mode="r") for kind in ("photos", "cutouts")
     )
-    return Bank(photos, cutouts)
+    more = {
+        kind: np.load(file, mmap_mode="r")
+        for kind in ("films", "grounds")
+        if (file := folder / f"{kind}_{split}.npy").exists()
+    }
+    return Bank(photos, cutouts, **more)
 
 
 def to_photo(picture: Image.Image) -> Uint8:

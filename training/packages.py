@@ -1,11 +1,13 @@
-"""Debian packages that ship pictures under free licences, and how to have them in a folder.
+"""Debian packages that ship pictures and models under free licences, and how to have them.
 
-They are downloaded and unpacked, never installed; it needs apt-get and dpkg, and some 1.3 GB.
+They are downloaded and unpacked, never installed; it needs apt-get and dpkg, and some 1.3 GB for
+pictures and 1.7 GB for models.
 """
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +44,16 @@ PACKAGES = (
     Package("supertuxkart-data", "CC BY-SA, CC BY, CC0, GPL", "usr/share/games", _NORMALS),
 )
 
+# what moves by itself: people, animals and carts of 0 A.D., cars of TORCS
+ACTORS = Package("0ad-data", "CC BY-SA 3.0", "usr/share/games/0ad/mods/public")
+CARS = Package("torcs-data", "GPL-2+, Free Art License", "usr/share/games/torcs/cars")
 
-def fetch(root: Path) -> list[Path]:
-    """Download and unpack what is not there yet; return the folders with pictures."""
+
+def fetch(root: Path, packages: Sequence[Package] = PACKAGES) -> list[Path]:
+    """Download and unpack what is not there yet; return the folders that the packages name."""
     root.mkdir(parents=True, exist_ok=True)
     folders = []
-    for package in PACKAGES:
+    for package in packages:
         unpacked = root / package.name
         if not unpacked.is_dir():
             subprocess.run(["apt-get", "download", package.name], cwd=root, check=True)

@@ -73,6 +73,8 @@ def photo_texture(rng: Rng, photo: Uint8, size: int) -> Uint8:
 
 def texture(rng: Rng, bank: Bank, size: int) -> Uint8:
     """A texture of a random kind; uint8 (size, size, 3)."""
+    if len(bank.grounds) and rng.random() < 0.2:
+        return photo_texture(rng, bank.grounds[int(rng.integers(len(bank.grounds)))], size)
     kind = rng.random()
     if kind < 0.65:
         return photo_texture(rng, bank.photos[int(rng.integers(len(bank.photos)))], size)
@@ -214,6 +216,57 @@ def sprite(rng: Rng, bank: Bank, side: int) -> Uint8:
     """A cut-out or a drawn shape; uint8 (side, side, 4)."""
     use_cutout = len(bank.cutouts) > 0 and rng.random() < 0.65
     return (cutout_sprite if use_cutout else shape_sprite)(rng, bank, side)
+
+
+@dataclass(frozen=True)
+class Film:
+    """A thing that moves by itself: its phases, shown there and back again.
+
+    phases: uint8 (P, h, h, 4). start: a phase; rate: phases a unit of time. colours: float32
+    (3, 4), what becomes of (r, g, b, 1).
+    """
+
+    phases: Uint8
+    side: int
+    start: float
+    rate: float
+    is_mirrored: bool
+    colours: Float32
+
+    def at(self, t: float) -> Uint8:
+        """What it looks like at time t, uint8 (side, side, 4)."""
+        last = len(self.phases) - 1
+        way = last - abs((self.start + self.rate * t) % (2 * last) - last)
+        phase = np.array(self.phases[round(way)])
+        shrinks = self.side < len(phase)
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        out = np.asarray(cv2.resize(phase, (self.side, self.side), interpolation=method), np.uint8)
+        rgb = np.ascontiguousarray(out[..., :3])
+        out[..., :3] = np.clip(cv2.transform(rgb.astype(np.float32), self.colours), 0, 255)
+        return np.ascontiguousarray(out[:, ::-1]) if self.is_mirrored else out
+
+
+def film(rng: Rng, bank: Bank, side: int, speed: float) -> Film:
+    """A film of the bank, often in other colours, sometimes in very different ones."""
+    phases = bank.films[int(rng.integers(len(bank.films)))]
+    colours = np.eye(3, 4)
+    kind = rng.random()
+    if kind < 0.5:
+        colours[:, :3] *= rng.uniform(0.6, 1.3) * np.exp(rng.normal(0, 0.12, 3))[:, None]
+    elif kind < 0.6:
+        colours = colours[rng.permutation(3)]
+    elif kind < 0.75:
+        share = rng.uniform(0.15, 0.6)
+        colours[:, :3] *= 1 - share
+        colours[:, 3] = share * rng.uniform(0, 255, 3)
+    return Film(
+        phases,
+        side,
+        float(rng.uniform(0, len(phases))),
+        log_uniform(rng, 1, 12) * np.sqrt(speed),
+        bool(rng.random() < 0.5),
+        colours.astype(np.float32),
+    )
 
 
 @dataclass(frozen=True)

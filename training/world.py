@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from training.assets import Bank
 from training.sprites import (
     SPRITE,
+    Film,
     Float32,
     Limb,
     Rng,
     Uint8,
+    film,
     limbs,
     log_uniform,
     over,
@@ -31,6 +33,7 @@ from training.sprites import (
 ASPECTS = (16 / 9, 16 / 9, 4 / 3, 1.0, 9 / 16)
 MOST_BLUR = 0.12
 LEAD_SPEED = 3.0
+FILMED = 0.7
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Motion:
 class Body:
     """One object: its sprite uint8 (side, side, 4), its way, and how its look changes on it.
 
+    film: what it shows instead of the sprite, if it moves by itself.
     wobble: float32 (side, side, 2), the displacement in sprite pixels at full deflection, or None.
     turning: how much narrower it becomes as it turns away, and radians a unit of time.
     shadow: uint8 (side, side), blurred coverage, or None.
@@ -79,10 +83,11 @@ class Body:
     turning: tuple[float, float] = (0.0, 0.0)
     shadow: Uint8 | None = None
     shadow_offset: tuple[float, float] = (0.0, 0.0)
+    film: Film | None = None
 
     def pose(self, t: float) -> Uint8:
         """What it looks like at time t, before it is placed; uint8 (side, side, 4)."""
-        out = self.sprite
+        out = self.sprite if self.film is None else self.film.at(t)
         for limb in self.limbs:
             out = over(limb.at(t), out) if limb.in_front else over(out, limb.at(t))
         if self.wobble is None:
@@ -152,6 +157,32 @@ def camera(rng: Rng, aspect: float, speed: float) -> Motion:
     )
 
 
+def player(rng: Rng, bank: Bank, aspect: float, speed: float, size: int, twin: Film | None) -> Body:
+    """One object that moves by itself, mostly upright; `twin` is the film of one like it."""
+    diameter = log_uniform(rng, 0.2, 1.1)
+    side = int(np.clip(diameter * size, 24, SPRITE))
+    own = film(rng, bank, side, speed)
+    if twin is not None:
+        own = replace(own, phases=twin.phases, colours=twin.colours)
+    picture = own.at(0)
+    way = motion(rng, aspect, speed, diameter)
+    if rng.random() < 0.85:
+        way.base[2] *= 0.1
+        way.drift[2], way.sway[2] = 0.1 * way.drift[2], 0.3 * way.sway[2]
+    shadow = None
+    if rng.random() < 0.4:
+        alpha = np.ascontiguousarray(picture[..., 3])
+        shadow = np.asarray(cv2.GaussianBlur(alpha, (0, 0), side * 0.04), np.uint8)
+    return Body(
+        picture,
+        way,
+        np.exp(rng.normal(0, 0.08, 2)).astype(np.float32),
+        shadow=shadow,
+        shadow_offset=(float(rng.normal(0, 0.08)), float(rng.uniform(0, 0.1))),
+        film=own,
+    )
+
+
 def body(
     rng: Rng, bank: Bank, aspect: float, speed: float, size: int, twin: Uint8 | None = None
 ) -> Body:
@@ -212,16 +243,43 @@ def background(rng: Rng, bank: Bank, size: int, likes: list[Uint8]) -> Uint8:
     if rng.random() < 0.5:
         crop = np.ascontiguousarray(crop[:, ::-1])
     scene = np.asarray(cv2.resize(crop, (height, height), interpolation=cv2.INTER_AREA), np.uint8)
+    if len(bank.grounds) and rng.random() < 0.45:
+        lay(rng, scene, bank.grounds[int(rng.integers(len(bank.grounds)))])
     if rng.random() < 0.6:
         for _ in range(int(rng.integers(1, 8))):
             side = int(log_uniform(rng, 0.06, 0.4) * size)
             is_like = rng.random() < 0.3
-            thing = likes[int(rng.integers(len(likes)))] if is_like else sprite(rng, bank, side)
+            if is_like:
+                thing = likes[int(rng.integers(len(likes)))]
+            elif len(bank.films) and rng.random() < 0.5:
+                thing = film(rng, bank, side, 0.0).at(0)
+            else:
+                thing = sprite(rng, bank, side)
             stand(rng, scene, thing, side)
     if rng.random() < 0.5:  # out of focus, as behind most things that are filmed
         sigma = rng.uniform(0.5, 3) * size / 256
         scene = np.asarray(cv2.GaussianBlur(scene, (0, 0), sigma), np.uint8)
     return scene
+
+
+def lay(rng: Rng, scene: Uint8, ground: Uint8) -> None:
+    """Lay ground (h, w, 3) in perspective over a background (H, W, 3), in place, to a horizon."""
+    height, width = scene.shape[:2]
+    horizon = int(height * rng.uniform(-0.3, 0.75))
+    far = log_uniform(rng, 0.25, 1)
+    rows, cols = ground.shape[:2]
+    top = max(0, horizon)
+    depth = np.arange(top, height, dtype=np.float32) - (horizon - 2)
+    depth = (height - (horizon - 2)) / depth
+    across = (np.arange(width, dtype=np.float32) - width / 2) * (cols / width / rng.uniform(0.7, 2))
+    x = across[None] * depth[:, None] + np.float32(rng.uniform(0, cols))
+    y = np.broadcast_to((depth * (rows / far))[:, None], x.shape) + np.float32(rng.uniform(0, rows))
+    # a ground far away is a mean of many of its texels
+    blurred = cv2.resize(ground, (cols // 4, rows // 4), interpolation=cv2.INTER_AREA)
+    near = cv2.remap(ground, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    away = cv2.remap(blurred, x / 4, y / 4, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    share = np.clip(depth / 3 - 0.3, 0, 1)[:, None, None]
+    scene[top:] = (near + (away.astype(np.float32) - near) * share).astype(np.uint8)
 
 
 def stand(rng: Rng, scene: Uint8, thing: Uint8, side: int) -> None:
@@ -332,6 +390,10 @@ def cast(rng: Rng, bank: Bank, aspect: float, speed: float, size: int) -> list[B
     """Two to four objects, back to front; sometimes two of them are twins."""
     things: list[Body] = []
     for _ in range(int(rng.integers(2, 5))):
+        if len(bank.films) and rng.random() < FILMED:
+            like = things[-1].film if things and rng.random() < 0.3 else None
+            things.append(player(rng, bank, aspect, speed, size, like))
+            continue
         twin = things[-1].sprite if things and rng.random() < 0.12 else None
         things.append(body(rng, bank, aspect, speed, size, twin))
     return things
@@ -358,7 +420,7 @@ class Camera:
         return view(state, aspect, size)
 
 
-def film(rng: Rng, aspect: float, speed: float, things: list[Body]) -> tuple[Camera, list[Body]]:
+def filmed(rng: Rng, aspect: float, speed: float, things: list[Body]) -> tuple[Camera, list[Body]]:
     """A camera, and the objects as it films them: one that it follows goes a longer way."""
     shutter = float(rng.uniform(0.2, 0.9)) if rng.random() < 0.5 else 0.0
     path = camera(rng, aspect, speed)
@@ -377,7 +439,7 @@ def render(rng: Rng, bank: Bank, size: int, frames: int, stride: float = 1.0) ->
     speed = log_uniform(rng, 0.005, 0.08)
     things = cast(rng, bank, aspect, speed, size)
     scenery = background(rng, bank, size, [thing.sprite for thing in things])
-    pan, things = film(rng, aspect, speed, things)
+    pan, things = filmed(rng, aspect, speed, things)
     glass = lens(rng, size)
     cover = 1.05 * max(1.0, scenery.shape[0] / size / 1.4)
     to_world = np.array(

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training import packages
-from training.packages import Package, fetch
+from training.packages import ACTORS, CARS, PACKAGES, Package, fetch
 
 
 def unpacking(files: list[str], calls: list[str]) -> object:
@@ -33,10 +32,9 @@ def test_unwanted_files_go_and_nothing_is_fetched_twice(
     calls: list[str] = []
     files = ["share/stamps/cat.png", "share/stamps/symbols/latin/a.png", "share/doc/b.png"]
     files += ["share/stamps/wood_nm.jpg"]
-    monkeypatch.setattr(packages, "PACKAGES", (package,))
     monkeypatch.setattr(subprocess, "run", unpacking(files, calls))
     for _ in range(2):
-        [folder] = fetch(tmp_path)
+        [folder] = fetch(tmp_path, (package,))
         assert [p.name for p in folder.rglob("*.*")] == ["cat.png"]
     assert calls == ["apt-get", "dpkg"]
 
@@ -44,12 +42,12 @@ def test_unwanted_files_go_and_nothing_is_fetched_twice(
 def test_all_pictures_of_a_package_count_unless_it_says_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packages, "PACKAGES", (Package("clips", "CC0"),))
     monkeypatch.setattr(subprocess, "run", unpacking(["usr/share/clips/a.png"], []))
-    [folder] = fetch(tmp_path)
+    [folder] = fetch(tmp_path, (Package("clips", "CC0"),))
     assert [p.name for p in folder.rglob("*.png")] == ["a.png"]
 
 
 def test_every_package_names_a_licence() -> None:
-    assert all(package.licence for package in packages.PACKAGES)
-    assert len({package.name for package in packages.PACKAGES}) == len(packages.PACKAGES)
+    everything = (*PACKAGES, ACTORS, CARS)
+    assert all(package.licence for package in everything)
+    assert len({package.name for package in everything}) == len(everything)
