@@ -148,6 +148,14 @@ def read_animation(data: bytes) -> Float32:
     return matrices(reader.array("f4", frames, bones, 7).astype(np.float32))
 
 
+def to_skin(picture: Image.Image) -> Uint8:
+    """uint8 (h, w, 4), at most 512 pixels a side, its first row that of v = 0."""
+    rgba = np.asarray(picture.convert("RGBA"))
+    height, width = (min(side, TEXTURE) for side in rgba.shape[:2])
+    small = cv2.resize(rgba, (width, height), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(small[::-1])
+
+
 class Archive:
     """The game's archive of models. Everything in it is by name, below ``art/``."""
 
@@ -172,31 +180,34 @@ class Archive:
         """Whether there is an animation of the name."""
         return f"art/animation/{name}.cached.psa" in self.names
 
-    @lru_cache(maxsize=512)  # noqa: B019, one archive a process
+    # one archive lives as long as its process, so the caches need not let it go
+    @lru_cache(maxsize=512)  # noqa: B019
     def mesh(self, name: str) -> Mesh:
+        """The mesh of the name."""
         return read_mesh(self.zip.read(f"art/meshes/{name}.cached.pmd"))
 
     @lru_cache(maxsize=256)  # noqa: B019
     def animation(self, name: str) -> Float32:
+        """The animation of the name, as `read_animation` has it."""
         return read_animation(self.zip.read(f"art/animation/{name}.cached.psa"))
 
     @lru_cache(maxsize=256)  # noqa: B019
     def texture(self, name: str) -> Uint8:
-        """uint8 (h, w, 4), at most 512 pixels a side."""
-        picture = Image.open(io.BytesIO(self.zip.read(f"art/textures/skins/{name}.cached.dds")))
-        rgba = np.asarray(picture.convert("RGBA"))
-        height, width = (min(side, TEXTURE) for side in rgba.shape[:2])
-        small = cv2.resize(rgba, (width, height), interpolation=cv2.INTER_AREA)
-        return np.ascontiguousarray(small[::-1])
+        """The skin of the name, as `to_skin` has it."""
+        return to_skin(Image.open(self._open(f"art/textures/skins/{name}.cached.dds")))
 
     def grounds(self) -> Iterator[tuple[str, Image.Image]]:
         """(name, picture) of grounds as seen from above, and of skies."""
         for name in sorted(self.names):
             stem = name.rsplit("/", 1)[-1].split(".")[0]
             if name.startswith(GROUNDS) and name.endswith(".dds") and not stem.endswith(MAPS):
-                yield name, Image.open(io.BytesIO(self.zip.read(name)))
+                yield name, Image.open(self._open(name))
+
+    def _open(self, name: str) -> io.BytesIO:
+        return io.BytesIO(self.zip.read(name))
 
     def xml(self, name: str) -> ET.Element:
+        """The root of an actor's or a variant's file."""
         return ET.fromstring(self.zip.read(f"art/{name}"))
 
 

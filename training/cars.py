@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.actors import TEXTURE, Posed
+from training.actors import Posed, to_skin
 
 WHEEL_RADIUS, WHEEL_WIDTH = 0.32, 0.2
 STRIP = 4
@@ -32,44 +32,24 @@ class Car:
     hubs: Float32
 
 
-def texture(file: Path) -> Uint8:
-    """uint8 (h, w, 4), at most 512 pixels a side, opaque."""
-    rgba = np.asarray(Image.open(file).convert("RGBA"))
-    height, width = (min(side, TEXTURE) for side in rgba.shape[:2])
-    small = cv2.resize(rgba, (width, height), interpolation=cv2.INTER_AREA)[::-1].copy()
-    small[..., 3] = 255
-    return small
-
-
 def read_body(file: Path) -> list[Posed]:
     """The textured pieces of an .acc file."""
-    pieces = []
-    lines = iter(file.read_text(errors="replace").splitlines())
+    _, *objects = file.read_text(errors="replace").split("\nOBJECT ")
+    pieces = (read_piece(words.splitlines(), file.parent) for words in objects)
+    return [piece for piece in pieces if piece is not None]
+
+
+def read_piece(words: list[str], folder: Path) -> Posed | None:
+    """One object of an .acc file; None if it has no faces, or no skin in the folder."""
+    lines = iter(words)
     skin: Path | None = None
-    vertices = np.zeros((0, 6), np.float32)
+    vertices, uv = np.zeros((0, 6), np.float32), np.zeros((0, 2), np.float32)
     faces: list[tuple[int, int, int]] = []
-    uv = np.zeros((0, 2), np.float32)
-
-    def finish() -> None:
-        if skin is not None and skin.is_file() and faces:
-            pieces.append(
-                Posed(
-                    vertices[:, :3].copy(),
-                    vertices[:, 3:].copy(),
-                    uv.copy(),
-                    np.array(faces, np.uint16),
-                    texture(skin),
-                )
-            )
-
     flags = 0
     for line in lines:
         word, _, rest = line.partition(" ")
-        if word == "OBJECT":
-            finish()
-            skin, faces = None, []
-        elif word == "texture" and skin is None:
-            skin = file.parent / rest.split('"')[1]
+        if word == "texture" and skin is None:
+            skin = folder / rest.split('"')[1]
         elif word == "numvert":
             rows = [next(lines).split() for _ in range(int(rest))]
             vertices = np.array([[*row, "0", "1", "0"][:6] for row in rows], np.float32)
@@ -81,8 +61,12 @@ def read_body(file: Path) -> list[Posed]:
             ids = [int(ref[0]) for ref in refs]
             uv[ids] = [(float(ref[1]), float(ref[2])) for ref in refs]
             faces += strip(ids) if flags & 15 == STRIP else fan(ids)
-    finish()
-    return pieces
+    if skin is None or not skin.is_file() or not faces:
+        return None
+    paint = to_skin(Image.open(skin))
+    paint[..., 3] = 255
+    positions, normals = (np.ascontiguousarray(part) for part in np.split(vertices, 2, axis=1))
+    return Posed(positions, normals, uv, np.array(faces, np.uint16), paint)
 
 
 def strip(ids: list[int]) -> list[tuple[int, int, int]]:

@@ -2,7 +2,7 @@
 
 Every film is one actor or car doing one thing, in a dozen phases, lit from one side, on nothing.
 ``python -m training.films`` draws them once, from the models of two games; training shows them in
-the world. It also keeps one of the games' pictures of grounds.
+the world. Pictures of grounds and skies that one of the games has are kept beside them.
 """
 
 from __future__ import annotations
@@ -204,11 +204,10 @@ def _archive(path: Path) -> Archive:
 
 def subjects(archive: Path, cars: Path) -> list[Subject]:
     """Everything that is filmed."""
-    names = Archive(archive)
     actors = [
         Subject(archive, name, count)
         for kind, count in KINDS.items()
-        for name in names.actors(kind)
+        for name in _archive(archive).actors(kind)
     ]
     return actors + [
         Subject(f, f.name, FILMS_OF_A_CAR) for f in sorted(cars.iterdir()) if f.is_dir()
@@ -225,7 +224,7 @@ def films(everything: list[Subject]) -> Iterator[tuple[str, Uint8]]:
 
 def grounds(archive: Path) -> Iterator[tuple[str, Uint8]]:
     """(name, uint8 (384, 512, 3)) of the grounds of the archive that are of many colours."""
-    for name, picture in Archive(archive).grounds():
+    for name, picture in _archive(archive).grounds():
         photo = to_photo(picture)
         if colours(photo) >= SCENE_COLOURS:
             yield name, photo

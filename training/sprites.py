@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -22,6 +23,11 @@ Rng = np.random.Generator
 def log_uniform(rng: Rng, low: float, high: float) -> float:
     """A number between low and high, uniform in its logarithm."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def one_of(rng: Rng, pictures: Uint8 | Sequence[Uint8]) -> Uint8:
+    """Any of the pictures, all equally likely."""
+    return pictures[int(rng.integers(len(pictures)))]
 
 
 def noise_texture(rng: Rng, size: int) -> Uint8:
@@ -74,10 +80,10 @@ def photo_texture(rng: Rng, photo: Uint8, size: int) -> Uint8:
 def texture(rng: Rng, bank: Bank, size: int) -> Uint8:
     """A texture of a random kind; uint8 (size, size, 3)."""
     if len(bank.grounds) and rng.random() < 0.2:
-        return photo_texture(rng, bank.grounds[int(rng.integers(len(bank.grounds)))], size)
+        return photo_texture(rng, one_of(rng, bank.grounds), size)
     kind = rng.random()
     if kind < 0.65:
-        return photo_texture(rng, bank.photos[int(rng.integers(len(bank.photos)))], size)
+        return photo_texture(rng, one_of(rng, bank.photos), size)
     if kind < 0.8:
         return noise_texture(rng, size)
     return pattern_texture(rng, size) if kind < 0.86 else plain_texture(rng, size)
@@ -248,7 +254,7 @@ class Film:
 
 def film(rng: Rng, bank: Bank, side: int, speed: float) -> Film:
     """A film of the bank, often in other colours, sometimes in very different ones."""
-    phases = bank.films[int(rng.integers(len(bank.films)))]
+    phases = one_of(rng, bank.films)
     colours = np.eye(3, 4)
     kind = rng.random()
     if kind < 0.5:

@@ -24,6 +24,7 @@ from training.sprites import (
     film,
     limbs,
     log_uniform,
+    one_of,
     over,
     shrunk,
     sprite,
@@ -113,6 +114,12 @@ class Body:
         return out
 
 
+def shadow_of(picture: Uint8) -> Uint8:
+    """The blurred coverage of a sprite (side, side, 4); uint8 (side, side)."""
+    alpha = np.ascontiguousarray(picture[..., 3])
+    return np.asarray(cv2.GaussianBlur(alpha, (0, 0), len(picture) * 0.04), np.uint8)
+
+
 def wobble_field(rng: Rng, size: int) -> Float32:
     """A smooth displacement of up to about a tenth of the sprite; float32 (size, size, 2)."""
     grid = rng.normal(0, size * rng.uniform(0.01, 0.06), (4, 4, 2)).astype(np.float32)
@@ -169,10 +176,7 @@ def player(rng: Rng, bank: Bank, aspect: float, speed: float, size: int, twin: F
     if rng.random() < 0.85:
         way.base[2] *= 0.1
         way.drift[2], way.sway[2] = 0.1 * way.drift[2], 0.3 * way.sway[2]
-    shadow = None
-    if rng.random() < 0.4:
-        alpha = np.ascontiguousarray(picture[..., 3])
-        shadow = np.asarray(cv2.GaussianBlur(alpha, (0, 0), side * 0.04), np.uint8)
+    shadow = shadow_of(picture) if rng.random() < 0.4 else None
     return Body(
         picture,
         way,
@@ -195,10 +199,7 @@ def body(
     if twin is None and rng.random() < 0.35:
         picture = shrunk(picture, 0.55)
         parts = limbs(rng, bank, picture)
-    shadow = None
-    if rng.random() < 0.25:
-        alpha = np.ascontiguousarray(picture[..., 3])
-        shadow = np.asarray(cv2.GaussianBlur(alpha, (0, 0), side * 0.04), np.uint8)
+    shadow = shadow_of(picture) if rng.random() < 0.25 else None
     return Body(
         picture,
         motion(rng, aspect, speed, diameter),
@@ -234,7 +235,7 @@ def background(rng: Rng, bank: Bank, size: int, likes: list[Uint8]) -> Uint8:
     height = int(size * rng.uniform(1.1, 1.8))
     if rng.random() < 0.15:
         return texture(rng, bank, height)
-    photo = bank.photos[int(rng.integers(len(bank.photos)))]
+    photo = one_of(rng, bank.photos)
     rows = int(rng.uniform(0.3, 1) * photo.shape[0])
     cols = int(rng.uniform(0.3, 1) * photo.shape[1])
     top = int(rng.integers(0, photo.shape[0] - rows + 1))
@@ -244,13 +245,13 @@ def background(rng: Rng, bank: Bank, size: int, likes: list[Uint8]) -> Uint8:
         crop = np.ascontiguousarray(crop[:, ::-1])
     scene = np.asarray(cv2.resize(crop, (height, height), interpolation=cv2.INTER_AREA), np.uint8)
     if len(bank.grounds) and rng.random() < 0.45:
-        lay(rng, scene, bank.grounds[int(rng.integers(len(bank.grounds)))])
+        lay(rng, scene, one_of(rng, bank.grounds))
     if rng.random() < 0.6:
         for _ in range(int(rng.integers(1, 8))):
             side = int(log_uniform(rng, 0.06, 0.4) * size)
             is_like = rng.random() < 0.3
             if is_like:
-                thing = likes[int(rng.integers(len(likes)))]
+                thing = one_of(rng, likes)
             elif len(bank.films) and rng.random() < 0.5:
                 thing = film(rng, bank, side, 0.0).at(0)
             else:
