@@ -26,6 +26,7 @@ from PIL import Image
 
 TEXTURE = 512
 NO_BONE = 255
+GARMENTS = 5
 DEEPEST = 4  # an actor on an actor, as a sword in the hand of the rider of a horse
 GROUNDS = ("art/textures/terrain/", "art/textures/skies/")
 # of normals, of gloss, of height: no pictures
@@ -276,6 +277,32 @@ def painted(rng: Rng, texture: Uint8, material: str) -> Uint8:
         out[..., :3] = (texture[..., :3] * (cover + (1 - cover) * colour / 255)).astype(np.uint8)
     if has_colour or "trans" not in material.replace("no_trans", ""):
         out[..., 3] = 255
+    return out
+
+
+def dyed(rng: Rng, skin: Uint8) -> Uint8:
+    """A skin uint8 (h, w, 4) whose few main colours have become others, light, dark or bright.
+
+    What is told apart by its colour is told apart still: a shirt, trousers, shoes.
+    """
+    lab = cv2.cvtColor(np.ascontiguousarray(skin[..., :3]), cv2.COLOR_RGB2LAB).astype(np.float32)
+    texels = cv2.GaussianBlur(lab, (0, 0), 2).reshape(-1, 3)
+    some = texels[rng.integers(0, len(texels), 2000)]
+    means = some[rng.integers(0, len(some), GARMENTS)]
+    for _ in range(8):
+        nearest = np.argmin(((some[:, None] - means) ** 2).sum(-1), 1)
+        for i in range(GARMENTS):
+            if (nearest == i).any():
+                means[i] = some[nearest == i].mean(0)
+    colours = np.stack(
+        [rng.uniform(15, 240, GARMENTS), *rng.normal(128, rng.choice([8, 25]), (2, GARMENTS))], -1
+    ).astype(np.float32)
+    is_kept = rng.random(GARMENTS) < 0.3
+    colours[is_kept] = means[is_kept]
+    shift = (colours - means)[np.argmin(((texels[:, None] - means) ** 2).sum(-1), 1)]
+    shifted = lab + cv2.GaussianBlur(shift.reshape(lab.shape), (0, 0), 1)
+    out = skin.copy()
+    out[..., :3] = cv2.cvtColor(np.clip(shifted, 0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB)
     return out
 
 

@@ -19,10 +19,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from training.actors import Actor, Archive, Posed, choose, posed
+from training.actors import Actor, Archive, Posed, choose, dyed, posed
 from training.assets import SCENE_COLOURS, colours, held_out, to_photo
 from training.cars import driven, read_car
-from training.packages import ACTORS, CARS, fetch
+from training.packages import ACTORS, CARS, PEOPLE, fetch
+from training.people import Models, acted
 from training.raster import triangles
 
 PHASES = 12
@@ -31,6 +32,19 @@ SUPERSAMPLED = 2 * SIZE
 # films of each kind of actor: people, riders, carts and ships; animals; things that stand still
 KINDS = {"units": 1, "fauna": 7, "flora/trees": 1, "structures": 0.3, "geology": 0.5}
 FILMS_OF_A_CAR = 16
+DYED = 0.3
+# and of the figures, by the start of their names
+FIGURES = {
+    "models/civilians": 40,
+    "models/soldiers": 12,
+    "models/pilots": 12,
+    "models/aliens": 5,
+    "models/animals": 8,
+    "models/objects/cars": 4,
+    "models/objects/vehicles": 4,
+    "models/objects/aircraft": 2,
+    "models": 1,
+}
 
 Float32 = NDArray[np.float32]
 Uint8 = NDArray[np.uint8]
@@ -167,7 +181,7 @@ def placed(picture: Uint8, matrix: NDArray[np.float64]) -> Uint8:
 
 @dataclass(frozen=True)
 class Subject:
-    """What films are made of: an actor's name in an archive, or the folder of a car."""
+    """What films are made of: an actor's or a figure's name in an archive, or a car's folder."""
 
     source: Path
     name: str
@@ -186,7 +200,15 @@ class Subject:
             car = read_car(self.source)
             for _ in range(count):
                 yield driven(rng, car, PHASES)
-            return
+        elif self.source.suffix == ".pk3":
+            figure = _models(self.source).figure(self.name)
+            for _ in range(count if figure is not None else 0):
+                yield acted(rng, figure, PHASES)
+        else:
+            yield from self.deeds(rng, count)
+
+    def deeds(self, rng: Rng, count: int) -> Iterator[list[list[Posed]]]:
+        """What actors do in front of it."""
         archive = _archive(self.source)
         for _ in range(count):
             try:
@@ -194,6 +216,8 @@ class Subject:
             except (KeyError, ValueError, OSError):  # it names files that are not there
                 continue
             if actor is not None:
+                if rng.random() < DYED:
+                    actor.skin = dyed(rng, actor.skin)
                 yield deed(rng, actor)
 
 
@@ -202,16 +226,24 @@ def _archive(path: Path) -> Archive:
     return Archive(path)
 
 
-def subjects(archive: Path, cars: Path) -> list[Subject]:
+@lru_cache(maxsize=1)
+def _models(path: Path) -> Models:
+    return Models(path)
+
+
+def subjects(archive: Path, cars: Path, models: Path) -> list[Subject]:
     """Everything that is filmed."""
     actors = [
         Subject(archive, name, count)
         for kind, count in KINDS.items()
         for name in _archive(archive).actors(kind)
     ]
-    return actors + [
-        Subject(f, f.name, FILMS_OF_A_CAR) for f in sorted(cars.iterdir()) if f.is_dir()
+    driving = [Subject(f, f.name, FILMS_OF_A_CAR) for f in sorted(cars.iterdir()) if f.is_dir()]
+    figures = [
+        Subject(models, name, next(n for start, n in FIGURES.items() if name.startswith(start)))
+        for name in _models(models).figures()
     ]
+    return actors + driving + figures
 
 
 def films(everything: list[Subject]) -> Iterator[tuple[str, Uint8]]:
@@ -247,10 +279,10 @@ def main() -> None:
     parser.add_argument("--debian", type=Path, default=Path("training/runs/pictures"))
     parser.add_argument("--out", type=Path, default=Path("training/runs/bank"))
     args = parser.parse_args()
-    actors, cars = fetch(args.debian, (ACTORS, CARS))
+    actors, cars, people = fetch(args.debian, (ACTORS, CARS, PEOPLE))
     archive = actors / "public.zip"
     counts = save("grounds", grounds(archive), args.out)
-    counts |= save("films", films(subjects(archive, cars)), args.out)
+    counts |= save("films", films(subjects(archive, cars, people / "0models.pk3")), args.out)
     print(json.dumps(counts))
 
 

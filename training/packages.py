@@ -1,7 +1,7 @@
 """Debian packages that ship pictures and models under free licences, and how to have them.
 
 They are downloaded and unpacked, never installed; it needs apt-get and dpkg, and some 1.3 GB for
-pictures and 1.7 GB for models.
+pictures and 2.4 GB for models.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ PACKAGES = (
     Package("supertuxkart-data", "CC BY-SA, CC BY, CC0, GPL", "usr/share/games", _NORMALS),
 )
 
-# what moves by itself: people, animals and carts of 0 A.D., cars of TORCS
+# what moves by itself: people, animals and carts of 0 A.D., cars of TORCS, people of UFO:AI
 ACTORS = Package("0ad-data", "CC BY-SA 3.0", "usr/share/games/0ad/mods/public")
 CARS = Package("torcs-data", "GPL-2+, Free Art License", "usr/share/games/torcs/cars")
+PEOPLE = Package("ufoai-data", "GPL-2+, CC BY, CC BY-SA", "usr/share/games/ufoai/base")
 
 
 def fetch(root: Path, packages: Sequence[Package] = PACKAGES) -> list[Path]:

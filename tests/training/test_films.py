@@ -12,10 +12,20 @@ from PIL import Image
 pytest.importorskip("cv2")
 pytest.importorskip("numba")
 
-from training.actors import Archive, Posed, choose, matrices, posed, read_animation, read_mesh
+from training.actors import (
+    Archive,
+    Posed,
+    choose,
+    dyed,
+    matrices,
+    posed,
+    read_animation,
+    read_mesh,
+)
 from training.assets import CUTOUT_SIZE, PHOTO_HEIGHT, PHOTO_WIDTH, Bank
 from training.cars import driven, read_car
 from training.films import PHASES, SIZE, Subject, film, grounds, save, subjects, whole
+from training.people import Models, acted, read_model, read_tags
 from training.raster import triangles
 from training.sprites import Film
 from training.world import cast, render
@@ -118,6 +128,121 @@ def car(tmp_path: Path) -> Path:
         '<section name="Rear Left Wheel"><attnum name="ypos" val="0.9"/></section>'
     )
     return folder
+
+
+WOMAN = "models/civilians/female/body01.md2"
+
+
+def md2(skin: str, steps: int = 1) -> bytes:
+    """A cube of z from -1 to 1 that is one further along x in every frame; its skin is 8 wide."""
+    frames = b""
+    for i in range(steps):
+        frames += np.array([2, 2, 2, i - 1, -1, -1], "<f4").tobytes() + b"walk".ljust(16, b"\0")
+        for corner in CUBE:
+            frames += bytes([*((corner + 1) / 2).astype(np.uint8), 0])
+    corners = np.array([[0, 0], [4, 0], [4, 8]], "<i2").tobytes()
+    triangles = b"".join(np.array([*face, 0, 1, 2], "<u2").tobytes() for face in FACES)
+    parts = [f".{skin}".encode().ljust(64, b"\0"), corners, triangles, frames]
+    at = np.cumsum([68, *map(len, parts)])
+    counts = [1, len(CUBE), 3, len(FACES), 0, steps]
+    header = [8, 8, 8, len(frames) // steps, *counts, *at[:4], at[4], at[4]]
+    return b"IDP2" + np.array(header, "<i4").tobytes() + b"".join(parts)
+
+
+def tag(origins: list[tuple[float, float, float]]) -> bytes:
+    """A head that is at each of `origins` in turn, and looks along y."""
+    names = b"tag_head".ljust(64, b"\0")
+    axes = [np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1], at], "<f4") for at in origins]
+    header = np.array([1, 1, len(origins), 32, 32 + len(names), 0, 0], "<i4").tobytes()
+    return b"JDP2" + header + names + b"".join(a.tobytes() for a in axes)
+
+
+def picture(colour: tuple[int, int, int], kind: str = "png") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(out, kind)
+    return out.getvalue()
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    path = tmp_path / "0models.pk3"
+    with zipfile.ZipFile(path, "w") as out:
+        out.writestr(WOMAN, md2("body01a", 9))
+        out.writestr(WOMAN.replace(".md2", ".tag"), tag([(i, 0, 2) for i in range(9)]))
+        moves = "// name start end fps\n\nwalk0 0 8 18\ndeath1 2 7 18\ndead1 7 7 0\n"
+        out.writestr(WOMAN.replace(".md2", ".anm"), moves)
+        folder = str(Path(WOMAN).parent)
+        out.writestr(f"{folder}/body01a.png", picture((200, 0, 0)))
+        out.writestr(f"{folder}/body01b.png", picture((0, 0, 200)))
+        out.writestr(f"{folder}/body01a_nm.png", picture((128, 128, 255)))
+        out.writestr(f"{folder}/body02.png", picture((0, 200, 0)))
+        out.writestr(f"{folder}/head01.md2", md2("face"))
+        out.writestr(f"{folder}/face.png", picture((9, 9, 9)))
+        out.writestr("models/objects/chair/chair.md2", md2("chair"))
+        out.writestr("models/objects/chair/chair.png", picture((90, 60, 30)))
+        out.writestr("models/objects/bare.md2", md2("lost"))
+        out.writestr("models/weapons/gun.md2", md2("gun"))
+    return path
+
+
+def test_figures_are_whole_things(models: Path) -> None:
+    found = Models(models)
+    assert found.figures() == [
+        WOMAN,
+        "models/objects/bare.md2",
+        "models/objects/chair/chair.md2",
+    ]
+    assert found.figure("models/objects/bare.md2") is None
+    woman, chair = (found.figure(found.figures()[i]) for i in (0, 2))
+    assert woman is not None
+    assert chair is not None
+    assert (woman.walks, woman.falls) == ([(0, 8)], [(2, 7)])
+    assert {tuple(skin[0, 0, :3]) for skin in woman.skins} == {(200, 0, 0), (0, 0, 200)}
+    assert [len(choice) for _, choice in woman.heads] == [1]
+    assert (chair.walks, chair.heads, chair.neck) == ([], [], None)
+
+
+def test_a_model_stands_upright_and_moves_between_its_frames() -> None:
+    model = read_model(md2("skin", 3))
+    skin = np.zeros((8, 8, 4), np.uint8)
+    corners = {tuple(p) for p in model.at(0, skin).positions.tolist()}
+    assert corners == {(x, z, -y) for x, y, z in CUBE.tolist()}
+    moved = model.at(1.25, skin).positions - model.at(0, skin).positions
+    assert np.allclose(moved, [1.25, 0, 0])
+    # the first row of a skin is that of v = 0; (0, 0) in the file is its upper left
+    assert {tuple(uv) for uv in model.uv.tolist()} == {(0, 1), (0.5, 1), (0.5, 0)}
+    front = model.at(0, skin)
+    outward = (front.normals * (front.positions - front.positions.mean(0))).sum(1)
+    assert (outward > 0).all() or (outward < 0).all()
+    with pytest.raises(ValueError, match="IDP2"):
+        read_model(psa([]))
+    with pytest.raises(ValueError, match="JDP2"):
+        read_tags(psa([]))
+
+
+def test_a_head_sits_on_its_neck_and_goes_with_the_body(models: Path) -> None:
+    [neck] = read_tags(tag([(3, 0, 2)]))["tag_head"]
+    assert np.allclose(neck @ [0, 0, 0, 1], [3, 2, 0, 1])
+    assert np.allclose(neck @ [1, 0, 0, 1], [3, 2, -1, 1])  # ahead is along the file's y
+    assert np.allclose(neck @ [0, 1, 0, 1], [3, 3, 0, 1])  # up stays up
+    woman = Models(models).figure(WOMAN)
+    assert woman is not None
+    scenes = acted(np.random.default_rng(0), woman, PHASES)
+    ways = [[part.positions.mean(0)[0] for part in scene] for scene in scenes]
+    assert len({round(float(body), 2) for body, _ in ways}) > 3
+    assert all(abs(body - head) <= 0.51 for body, head in ways)
+
+
+def test_what_is_dyed_has_other_colours_in_the_same_places() -> None:
+    skin = np.full((64, 64, 4), 255, np.uint8)
+    skin[:32, :, :3], skin[32:, :, :3] = (200, 30, 30), (30, 30, 200)
+    looks = [dyed(np.random.default_rng(i), skin) for i in range(8)]
+    for look in looks:
+        assert np.array_equal(look[..., 3], skin[..., 3])
+        for half in (look[:22], look[42:]):
+            assert np.ptp(half[..., :3].reshape(-1, 3), axis=0).max() <= 8
+    assert len({look.tobytes() for look in looks}) == len(looks)
+    assert np.array_equal(looks[0], dyed(np.random.default_rng(0), skin))
 
 
 @pytest.mark.parametrize("version", [3, 4])
@@ -248,12 +373,12 @@ def test_a_car_has_a_body_and_wheels_that_turn(car: Path) -> None:
     assert np.allclose(first[1].positions.mean(0), second[1].positions.mean(0), atol=1e-5)
 
 
-def test_subjects_are_shot_alike_every_time(archive: Path, car: Path) -> None:
-    everything = subjects(archive, car.parent)
-    assert {s.name for s in everything} >= {"fauna/ox.xml", "units/man.xml", "coupe"}
+def test_subjects_are_shot_alike_every_time(archive: Path, car: Path, models: Path) -> None:
+    everything = subjects(archive, car.parent, models)
+    assert {s.name for s in everything} >= {"fauna/ox.xml", "units/man.xml", "coupe", WOMAN}
     shots = {s.name: s.shoot() for s in everything}
     assert shots["units/broken.xml"] == []
-    for name in ("fauna/ox.xml", "coupe"):
+    for name in ("fauna/ox.xml", "coupe", WOMAN):
         [again] = [Subject(s.source, s.name, s.count).shoot() for s in everything if s.name == name]
         assert len(again) == len(shots[name]) > 0
         assert all(np.array_equal(a, b) for a, b in zip(again, shots[name], strict=True))
