@@ -191,44 +191,34 @@ class Subject:
         """`count` films on average, each with looks, a deed and a camera of its own."""
         rng = np.random.default_rng([*self.name.encode()])
         count = int(self.count) + int(rng.random() < self.count % 1)
-        films = [film(rng, scenes) for scenes in self.scenes(rng, count)]
-        return [shot for shot in films if shot is not None]
-
-    def scenes(self, rng: Rng, count: int) -> Iterator[list[list[Posed]]]:
-        """What is in front of the camera, film by film."""
-        if self.source.is_dir():
-            car = read_car(self.source)
-            for _ in range(count):
-                yield driven(rng, car, PHASES)
-        elif self.source.suffix == ".pk3":
-            figure = _models(self.source).figure(self.name)
-            for _ in range(count if figure is not None else 0):
-                yield acted(rng, figure, PHASES)
-        else:
-            yield from self.deeds(rng, count)
-
-    def deeds(self, rng: Rng, count: int) -> Iterator[list[list[Posed]]]:
-        """What actors do in front of it."""
-        archive = _archive(self.source)
+        shots: list[Uint8] = []
         for _ in range(count):
-            try:
-                actor = choose(archive, rng, self.name)
-            except (KeyError, ValueError, OSError):  # it names files that are not there
-                continue
-            if actor is not None:
-                if rng.random() < DYED:
-                    actor.skin = dyed(rng, actor.skin)
-                yield deed(rng, actor)
+            scenes = self.scenes(rng)
+            shot = None if scenes is None else film(rng, scenes)
+            shots += [] if shot is None else [shot]
+        return shots
+
+    def scenes(self, rng: Rng) -> list[list[Posed]] | None:
+        """What is in front of the camera in each phase; None if there is nothing to see."""
+        if self.source.is_dir():
+            return driven(rng, _car(self.source), PHASES)
+        if self.source.suffix == ".pk3":
+            figure = _models(self.source).figure(self.name)
+            return None if figure is None else acted(rng, figure, PHASES)
+        try:
+            actor = choose(_archive(self.source), rng, self.name)
+        except (KeyError, ValueError, OSError):  # it names files that are not there
+            return None
+        if actor is None:
+            return None
+        if rng.random() < DYED:
+            actor.skin = dyed(rng, actor.skin)
+        return deed(rng, actor)
 
 
-@lru_cache(maxsize=1)
-def _archive(path: Path) -> Archive:
-    return Archive(path)
-
-
-@lru_cache(maxsize=1)
-def _models(path: Path) -> Models:
-    return Models(path)
+_car = lru_cache(maxsize=1)(read_car)
+_archive = lru_cache(maxsize=1)(Archive)
+_models = lru_cache(maxsize=1)(Models)
 
 
 def subjects(archive: Path, cars: Path, models: Path) -> list[Subject]:
