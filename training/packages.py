@@ -47,7 +47,7 @@ PACKAGES = (
 # what moves by itself: people, animals and carts of 0 A.D., cars of TORCS, people of UFO:AI
 ACTORS = Package("0ad-data", "CC BY-SA 3.0", "usr/share/games/0ad/mods/public")
 CARS = Package("torcs-data", "GPL-2+, Free Art License", "usr/share/games/torcs/cars")
-PEOPLE = Package("ufoai-data", "GPL-2+, CC BY, CC BY-SA", "usr/share/games/ufoai/base")
+PEOPLE = Package("ufoai-data", "GPL-2+, GPL-3+, CC BY, CC BY-SA", "usr/share/games/ufoai/base")
 
 
 def fetch(root: Path, packages: Sequence[Package] = PACKAGES) -> list[Path]:

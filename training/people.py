@@ -1,4 +1,4 @@
-"""People of today, cars, aircraft and furniture, from the models of UFO: Alien Invasion (GPL-2+).
+"""People of today, cars, aircraft and furniture, from the models of UFO: Alien Invasion (GPL).
 
 The archive keeps models as ``.md2`` files: where every vertex is, frame by frame. Beside that of a
 body lie ``.tag`` (where its head and hands are, frame by frame) and ``.anm`` (which frames are a

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.packages import ACTORS, CARS, PACKAGES, Package, fetch
+from training.packages import ACTORS, CARS, PACKAGES, PEOPLE, Package, fetch
 
 
 def unpacking(files: list[str], calls: list[str]) -> object:
@@ -48,6 +48,6 @@ def test_all_pictures_of_a_package_count_unless_it_says_where(
 
 
 def test_every_package_names_a_licence() -> None:
-    everything = (*PACKAGES, ACTORS, CARS)
+    everything = (*PACKAGES, ACTORS, CARS, PEOPLE)
     assert all(package.licence for package in everything)
     assert len({package.name for package in everything}) == len(everything)
