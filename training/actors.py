@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.sprites import one_of
+
 TEXTURE = 512
 NO_BONE = 255
 GARMENTS = 5
@@ -249,7 +251,7 @@ def choose(archive: Archive, rng: Rng, name: str, depth: int = 0) -> Actor | Non
     looks = _Looks()
     for group in root.iter("group"):
         if variants := group.findall("variant"):
-            for variant in _variants(archive, variants[int(rng.integers(len(variants)))]):
+            for variant in _variants(archive, one_of(rng, variants)):
                 looks.put_on(variant)
     if looks.mesh is None or looks.skin is None:
         return None
@@ -290,20 +292,25 @@ def dyed(rng: Rng, skin: Uint8) -> Uint8:
     some = texels[rng.integers(0, len(texels), 2000)]
     means = some[rng.integers(0, len(some), GARMENTS)]
     for _ in range(8):
-        nearest = np.argmin(((some[:, None] - means) ** 2).sum(-1), 1)
+        which = _nearest(some, means)
         for i in range(GARMENTS):
-            if (nearest == i).any():
-                means[i] = some[nearest == i].mean(0)
+            if (which == i).any():
+                means[i] = some[which == i].mean(0)
     colours = np.stack(
         [rng.uniform(15, 240, GARMENTS), *rng.normal(128, rng.choice([8, 25]), (2, GARMENTS))], -1
     ).astype(np.float32)
     is_kept = rng.random(GARMENTS) < 0.3
     colours[is_kept] = means[is_kept]
-    shift = (colours - means)[np.argmin(((texels[:, None] - means) ** 2).sum(-1), 1)]
+    shift = (colours - means)[_nearest(texels, means)]
     shifted = lab + cv2.GaussianBlur(shift.reshape(lab.shape), (0, 0), 1)
     out = skin.copy()
     out[..., :3] = cv2.cvtColor(np.clip(shifted, 0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB)
     return out
+
+
+def _nearest(points: Float32, means: Float32) -> NDArray[np.intp]:
+    """Which of the means (M, 3) is nearest to each of the points (N, 3)."""
+    return np.argmin(((points[:, None] - means) ** 2).sum(-1), 1)
 
 
 @dataclass(frozen=True)

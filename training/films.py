@@ -25,6 +25,7 @@ from training.cars import driven, read_car
 from training.packages import ACTORS, CARS, PEOPLE, fetch
 from training.people import Models, acted
 from training.raster import triangles
+from training.sprites import one_of
 
 PHASES = 12
 SIZE = 192
@@ -33,7 +34,7 @@ SUPERSAMPLED = 2 * SIZE
 KINDS = {"units": 1, "fauna": 7, "flora/trees": 1, "structures": 0.3, "geology": 0.5}
 FILMS_OF_A_CAR = 16
 DYED = 0.3
-# and of the figures, by the start of their names
+# and of the figures, by the first of these that their names start with
 FIGURES = {
     "models/civilians": 40,
     "models/soldiers": 12,
@@ -91,7 +92,7 @@ def deed(rng: Rng, actor: Actor) -> list[list[Posed]]:
     """An actor doing something, phase by phase."""
     pick = rng.random()
     moves = sorted(actor.animations)
-    move = moves[int(rng.integers(len(moves)))] if moves else ""
+    move = one_of(rng, moves) if moves else ""
     start, step = rng.uniform(0, 1000), rng.uniform(1, 3)
     still = np.eye(4, dtype=np.float32)
     return [posed(actor, move, pick, start + step * i, still) for i in range(PHASES)]
@@ -191,12 +192,9 @@ class Subject:
         """`count` films on average, each with looks, a deed and a camera of its own."""
         rng = np.random.default_rng([*self.name.encode()])
         count = int(self.count) + int(rng.random() < self.count % 1)
-        shots: list[Uint8] = []
-        for _ in range(count):
-            scenes = self.scenes(rng)
-            shot = None if scenes is None else film(rng, scenes)
-            shots += [] if shot is None else [shot]
-        return shots
+        scenes = (self.scenes(rng) for _ in range(count))
+        shots = (film(rng, one) for one in scenes if one is not None)
+        return [shot for shot in shots if shot is not None]
 
     def scenes(self, rng: Rng) -> list[list[Posed]] | None:
         """What is in front of the camera in each phase; None if there is nothing to see."""

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training.actors import Posed, dyed, to_skin
+from training.sprites import one_of
 
 PICTURES = (".png", ".jpg", ".tga")
-# of glow, normals, roughness, shine: no pictures
-MAPS = re.compile(r"_(gm|nm|rm|sm)$")
 DYED, FALLING = 0.5, 0.25
 HEADER = struct.Struct("<4s16i")
 
@@ -113,7 +112,7 @@ def read_tags(data: bytes) -> dict[str, Float32]:
     out = np.zeros((tags, frames, 4, 4), np.float32)
     out[..., :3, :] = np.moveaxis(upright(axes), -1, -2)
     # the columns are where x, y and z of the body go; what is attached has y up as well
-    out[..., :3, :3] = np.stack([out[..., 0], out[..., 2], -out[..., 1]], -1)[..., :3, :]
+    out[..., :3, :3] = upright(out[..., :3, :3])
     out[..., 3, 3] = 1
     names = [data[at_names + 64 * i :][:64].split(b"\0")[0].decode() for i in range(tags)]
     return dict(zip(names, out, strict=True))
@@ -162,6 +161,7 @@ class Models:
         """Whether a model has moves."""
         return name.replace(".md2", ".anm") in self.names
 
+    @lru_cache(maxsize=1)  # noqa: B019  # all films of a figure are shot in a row
     def figure(self, name: str) -> Figure | None:
         """The figure of the name; None if nothing in the archive is its skin."""
         model = self.model(name)
@@ -189,7 +189,7 @@ class Models:
             tags.get("tag_head"),
         )
 
-    # one archive lives as long as its process, so the cache need not let it go
+    # one archive lives as long as its process, so the caches need not let it go
     @lru_cache(maxsize=128)  # noqa: B019
     def model(self, name: str) -> Model:
         """The model of the name."""
@@ -207,18 +207,17 @@ class Models:
             if picture.parent == path.parent
             and picture.suffix in PICTURES
             and own.fullmatch(picture.stem)
-            and not MAPS.search(picture.stem)
         ]
 
 
 def acted(rng: Rng, figure: Figure, phases: int) -> list[list[Posed]]:
     """The figure doing something, phase by phase, with a head and a skin, at times dyed."""
-    skin = figure.skins[int(rng.integers(len(figure.skins)))]
+    skin = one_of(rng, figure.skins)
     if rng.random() < DYED:
         skin = dyed(rng, skin)
     moves = figure.falls if rng.random() < FALLING else figure.walks
     moves = moves or figure.walks or figure.falls or [(0, 0)]
-    first, last = moves[int(rng.integers(len(moves)))]
+    first, last = one_of(rng, moves)
     start, step = rng.uniform(0, 100), rng.uniform(0.5, 2)
     span = last - first
     # there and back again: not all that is done ends where it began
@@ -226,8 +225,8 @@ def acted(rng: Rng, figure: Figure, phases: int) -> list[list[Posed]]:
     frames = [first + at for at in way]
     scenes = [[figure.model.at(frame, skin)] for frame in frames]
     if figure.heads and figure.neck is not None:
-        head, choice = figure.heads[int(rng.integers(len(figure.heads)))]
-        face = choice[int(rng.integers(len(choice)))]
+        head, choice = one_of(rng, figure.heads)
+        face = one_of(rng, choice)
         for frame, scene in zip(frames, scenes, strict=True):
             scene.append(head.at(0, face, figure.neck[round(frame) % len(figure.neck)]))
     return scenes

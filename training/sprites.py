@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from training.assets import Bank
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsLenAndGetItem
 
 cv2.setNumThreads(0)
 
@@ -18,6 +21,7 @@ SPRITE = 224
 Uint8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 Rng = np.random.Generator
+T = TypeVar("T")
 
 
 def log_uniform(rng: Rng, low: float, high: float) -> float:
@@ -25,9 +29,9 @@ def log_uniform(rng: Rng, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
-def one_of(rng: Rng, pictures: Uint8 | Sequence[Uint8]) -> Uint8:
-    """Any of the pictures, all equally likely."""
-    return pictures[int(rng.integers(len(pictures)))]
+def one_of(rng: Rng, things: SupportsLenAndGetItem[T]) -> T:
+    """Any of the things, all equally likely."""
+    return things[int(rng.integers(len(things)))]
 
 
 def noise_texture(rng: Rng, size: int) -> Uint8:

@@ -436,7 +436,7 @@ def filmed(rng: Rng, aspect: float, speed: float, things: list[Body]) -> tuple[C
 
 def render(rng: Rng, bank: Bank, size: int, frames: int, stride: float = 1.0) -> Clip:
     """A clip of `frames` pictures of size x size pixels, `stride` units of time apart."""
-    aspect = float(ASPECTS[int(rng.integers(len(ASPECTS)))])
+    aspect = one_of(rng, ASPECTS)
     speed = log_uniform(rng, 0.005, 0.08)
     things = cast(rng, bank, aspect, speed, size)
     scenery = background(rng, bank, size, [thing.sprite for thing in things])

@@ -134,10 +134,10 @@ WOMAN = "models/civilians/female/body01.md2"
 
 
 def md2(skin: str, steps: int = 1) -> bytes:
-    """A cube of z from -1 to 1 that is one further along x in every frame; its skin is 8 wide."""
+    """A cube, y from 0 to 2, that is one further along x in every frame; its skin is 8 wide."""
     frames = b""
     for i in range(steps):
-        frames += np.array([2, 2, 2, i - 1, -1, -1], "<f4").tobytes() + b"walk".ljust(16, b"\0")
+        frames += np.array([2, 2, 2, i - 1, 0, -1], "<f4").tobytes() + b"walk".ljust(16, b"\0")
         for corner in CUBE:
             frames += bytes([*((corner + 1) / 2).astype(np.uint8), 0])
     corners = np.array([[0, 0], [4, 0], [4, 8]], "<i2").tobytes()
@@ -206,7 +206,7 @@ def test_a_model_stands_upright_and_moves_between_its_frames() -> None:
     model = read_model(md2("skin", 3))
     skin = np.zeros((8, 8, 4), np.uint8)
     corners = {tuple(p) for p in model.at(0, skin).positions.tolist()}
-    assert corners == {(x, z, -y) for x, y, z in CUBE.tolist()}
+    assert corners == {(x, z, -1 - y) for x, y, z in CUBE.tolist()}
     moved = model.at(1.25, skin).positions - model.at(0, skin).positions
     assert np.allclose(moved, [1.25, 0, 0])
     # the first row of a skin is that of v = 0; (0, 0) in the file is its upper left
@@ -230,7 +230,8 @@ def test_a_head_sits_on_its_neck_and_goes_with_the_body(models: Path) -> None:
     scenes = acted(np.random.default_rng(0), woman, PHASES)
     ways = [[part.positions.mean(0)[0] for part in scene] for scene in scenes]
     assert len({round(float(body), 2) for body, _ in ways}) > 3
-    assert all(abs(body - head) <= 0.51 for body, head in ways)
+    # the middle of the head is one along its y, which the neck turns to -x
+    assert all(abs(body - 1 - head) <= 0.51 for body, head in ways)
 
 
 def test_what_is_dyed_has_other_colours_in_the_same_places() -> None:
