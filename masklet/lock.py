@@ -12,7 +12,7 @@ from pathlib import Path
 from masklet.errors import UserError
 
 FILE_NAME = ".lock"
-_TRIES, _PAUSE = 5, 0.02
+_TRIES, _PAUSE = 250, 0.02
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -112,14 +112,20 @@ def _open(root: Path) -> int:
 
 
 def _take(lock: int) -> bool:
-    """Take it if it is free. `holder` has it for a moment too, so one refusal is not enough."""
+    """Take it if no run has it.
+
+    Who only looks (`holder`) shares it for a moment, and is waited for: a run does not share it.
+    """
     for _ in range(_TRIES):
-        try:
+        with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            time.sleep(_PAUSE)
-        else:
             return True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        time.sleep(_PAUSE)
     return False
 
 

@@ -1,12 +1,14 @@
 """Real processes on one run directory: one works, the others wait or say who has it."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -196,6 +198,35 @@ def test_whoever_looks_does_not_stand_in_the_way(tmp_path: Path) -> None:
                     pass
         finally:
             over.set()
+
+
+def test_a_look_that_takes_long_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking = os.open(tmp_path / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    pauses = iter(range(100))
+
+    def pause(_: float) -> None:
+        if next(pauses) == 20:
+            os.close(looking)
+
+    monkeypatch.setattr(time, "sleep", pause)
+    with lock.held(tmp_path):
+        assert next(pauses) == 21
+
+
+def test_a_run_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pause(_: float) -> None:
+        raise AssertionError("there is nothing to wait for")
+
+    monkeypatch.setattr(time, "sleep", pause)
+    with (
+        lock.held(tmp_path),
+        pytest.raises(UserError, match="another run is at work"),
+        lock.held(tmp_path),
+    ):
+        pass
 
 
 def test_the_name_of_the_holder_needs_no_space(
