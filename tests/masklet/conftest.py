@@ -126,6 +126,10 @@ def out(finished: Path, fields: dict[str, Any], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkpoints_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_checkpoints_all_the_time(monkeypatch)
+
+
+def keep_checkpoints_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKLET_CHECKPOINT_SECONDS", "0")
     monkeypatch.setattr(propagate, "_MOST_FOR_KEEPING", 1e9)
 

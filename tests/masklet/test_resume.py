@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from masklet.standings import CHECKPOINT
 from masklet.status import read_status
 from masklet.store import MaskletRow
 from masklet.tracker import MemoryBank
+from tests.masklet.conftest import keep_checkpoints_all_the_time
 
 pytestmark = pytest.mark.usefixtures("checkpoints_all_the_time")
 
@@ -171,6 +173,31 @@ def test_force_begins_a_first_run_anew(
     assert steps_taken == [0, 0]
 
 
+@pytest.fixture(scope="module")
+def cut_off_on_the_way_back(
+    fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """There is a part of each object then, and a checkpoint."""
+    out = tmp_path_factory.mktemp("way_back") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        keep_checkpoints_all_the_time(patch)
+        cut_off(fields, out, 19)
+    return out
+
+
+def test_a_copy_goes_on(
+    fields: dict[str, Any],
+    whole: dict[str, bytes],
+    steps_taken: list[int],
+    cut_off_on_the_way_back: Path,
+    tmp_path: Path,
+) -> None:
+    out = shutil.copytree(cut_off_on_the_way_back, tmp_path / "out")
+    run_job(make_job(fields), out)
+    assert steps_taken == [19]
+    assert contents(out) == whole
+
+
 def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -194,13 +221,13 @@ def test_what_is_damaged_is_tracked_again(
     fields: dict[str, Any],
     whole: dict[str, bytes],
     steps_taken: list[int],
+    cut_off_on_the_way_back: Path,
     tmp_path: Path,
 ) -> None:
-    out = tmp_path / "out"
-    cut_off(fields, out, 19)  # on the way back: there is a part
+    out = shutil.copytree(cut_off_on_the_way_back, tmp_path / "out")
     harm(out)
     run_job(make_job(fields), out)
-    assert steps_taken == [0, 0]
+    assert steps_taken == [0]
     assert contents(out) == whole
 
 
