@@ -70,12 +70,17 @@ ui-check: .venv/installed
 label-scale: .venv/installed
 	$(BIN)/python -m benchmarks.label_scale
 
-# nano from random weights; stopped and started again, it goes on. training/README.md
+# A nano from random weights, by training/one_hour.yaml or RECIPE=recipe, which takes a day; stopped
+# and started again, it goes on. training/README.md
+RECIPE ?= one_hour
+TRAINED := training/runs/$(RECIPE)
+train: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+train: export TQDM_DISABLE := 1
 train: .venv/installed training/runs/bank/names.json training/runs/bank/films_train.npy
-	$(BIN)/python -m training.train
-	$(BIN)/python -m training.export --presence 1.4
-	$(BIN)/python -m training.curves
-	$(BIN)/python -m training.evaluate --clips 100
+	$(BIN)/python -m training.train --recipe training/$(RECIPE).yaml --out $(TRAINED)
+	$(BIN)/python -m training.export --checkpoints $(TRAINED)/last.pt --presence 1.4 --out $(TRAINED)/nano.safetensors
+	$(BIN)/python -m training.curves --log $(TRAINED)/log.jsonl --out $(TRAINED)/curves.png
+	$(BIN)/python -m training.evaluate --weights $(TRAINED)/nano.safetensors --clips 36
 
 # Fetches Debian packages; elsewhere: python -m training.assets FOLDER…
 training/runs/bank/names.json: .venv/installed

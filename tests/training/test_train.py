@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("cv2")
 
@@ -74,6 +75,17 @@ def arguments(work: Path, out: str) -> list[str]:
         "--precision",
         "float32",
     ]
+
+
+@pytest.mark.parametrize("name", ["recipe", "one_hour"])
+def test_recipes_are_read(name: str) -> None:
+    recipe = yaml.safe_load((Path(train.__file__).parent / f"{name}.yaml").read_text())
+    stages = [train.Stage(**stage) for stage in recipe["stages"]]
+    assert len({stage.name for stage in stages}) == len(stages)
+    for stage in stages:
+        assert stage.size % 32 == 0
+        assert stage.videos % 2 == 0
+        assert train.lesson(stage, 0, 0).plan.kind in {"click", "clicks", "box", "mask"}
 
 
 def test_clips_drawn_ahead_by_other_processes_are_the_same(work: Path) -> None:
