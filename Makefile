@@ -77,7 +77,7 @@ TRAINED := training/runs/$(RECIPE)
 train: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 train: export TQDM_DISABLE := 1
 train: .venv/installed training/runs/bank/names.json training/runs/bank/films_train.npy
-	$(BIN)/python -m training.train --recipe training/$(RECIPE).yaml --out $(TRAINED)
+	$(BIN)/python -m training.train --recipe training/$(RECIPE).yaml
 	$(BIN)/python -m training.export --checkpoints $(TRAINED)/last.pt --presence 1.4 --out $(TRAINED)/nano.safetensors
 	$(BIN)/python -m training.curves --log $(TRAINED)/log.jsonl --out $(TRAINED)/curves.png
 	$(BIN)/python -m training.evaluate --weights $(TRAINED)/nano.safetensors --clips 36

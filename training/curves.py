@@ -51,7 +51,7 @@ def main() -> None:
     """Command line: draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     here = Path(__file__).parent
-    parser.add_argument("--log", type=Path, default=here / "runs/nano/log.jsonl")
+    parser.add_argument("--log", type=Path, default=here / "runs/recipe/log.jsonl")
     parser.add_argument("--out", type=Path, default=here.parent / "docs/nano-curves.png")
     args = parser.parse_args()
     draw([json.loads(line) for line in args.log.read_text().splitlines()], args.out)

@@ -70,7 +70,9 @@ def main() -> None:
     """Command line: export."""
     parser = argparse.ArgumentParser(description=__doc__)
     here = Path(__file__).parent
-    parser.add_argument("--checkpoints", type=Path, nargs="+", default=[here / "runs/nano/last.pt"])
+    parser.add_argument(
+        "--checkpoints", type=Path, nargs="+", default=[here / "runs/recipe/last.pt"]
+    )
     parser.add_argument(
         "--out", type=Path, default=here.parent / "masklet/weights/nano/nano.safetensors"
     )

@@ -72,6 +72,21 @@ class Stage:
         return (self.lr_end + (self.lr - self.lr_end) * wave) * min(1.0, (step + 1) / self.warmup)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, stage after stage. muon: for hidden matrices, otherwise AdamW for all."""
+
+    weight_decay: float
+    muon: bool
+    stages: Sequence[Stage]
+
+    @staticmethod
+    def read(path: Path) -> Recipe:
+        """The recipe of a YAML file. Raises TypeError for a field that is not known."""
+        fields: dict[str, Any] = yaml.safe_load(path.read_text())
+        return Recipe(**{**fields, "stages": [Stage(**stage) for stage in fields["stages"]]})
+
+
 @dataclass
 class State:
     """What a checkpoint holds."""
@@ -219,15 +234,15 @@ def run(rank: int, args: argparse.Namespace) -> None:
     if args.ranks > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(args.port))
         dist.init_process_group("gloo", rank=rank, world_size=args.ranks)
-    recipe: dict[str, Any] = yaml.safe_load(args.recipe.read_text())
-    stages = [Stage(**s) for s in recipe["stages"]]
+    recipe = Recipe.read(args.recipe)
+    stages = recipe.stages
     model = build(args.config)
     initialise(model)
     if args.weights:
         load_weights(model, args.weights)
     model.to(args.device)
     average = {k: v.clone() for k, v in model.state_dict().items()}
-    state = State(model, average, optimizers(model, 0.0, recipe["weight_decay"], recipe["muon"]))
+    state = State(model, average, optimizers(model, 0.0, recipe.weight_decay, recipe.muon))
     state.stage = [s.name for s in stages].index(args.stage) if args.stage else 0
     if (args.out / "last.pt").exists():
         state.load(args.out / "last.pt")
@@ -282,7 +297,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--recipe", type=Path, default=here / "recipe.yaml")
     out.add_argument("--config", type=Path, default=here.parent / "configs/models/nano.yaml")
     out.add_argument("--bank", type=Path, default=here / "runs/bank")
-    out.add_argument("--out", type=Path, default=here / "runs/nano")
+    out.add_argument("--out", type=Path, help="unless given, runs/ and the recipe's name")
     out.add_argument("--weights", type=Path, help="start from this file, not from random weights")
     out.add_argument("--stage", help="start with this stage of the recipe")
     out.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -306,6 +321,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line: train, or go on training."""
     args = parser().parse_args(argv)
     cores, on_cpu = os.cpu_count() or 1, args.device == "cpu"
+    args.out = args.out or Path(__file__).parent / "runs" / args.recipe.stem
     args.ranks = args.ranks or (cores if on_cpu else 1)
     args.workers = (0 if on_cpu else cores) if args.workers is None else args.workers
     args.precision = args.precision or (quicker() if on_cpu else "bfloat16")

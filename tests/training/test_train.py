@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 pytest.importorskip("cv2")
 
@@ -79,8 +78,7 @@ def arguments(work: Path, out: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["recipe", "one_hour"])
 def test_recipes_are_read(name: str) -> None:
-    recipe = yaml.safe_load((Path(train.__file__).parent / f"{name}.yaml").read_text())
-    stages = [train.Stage(**stage) for stage in recipe["stages"]]
+    stages = train.Recipe.read(Path(train.__file__).parent / f"{name}.yaml").stages
     assert len({stage.name for stage in stages}) == len(stages)
     for stage in stages:
         assert stage.size % 32 == 0
