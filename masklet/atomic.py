@@ -17,14 +17,14 @@ def replacing(path: Path, check: Callable[[], None] = lambda: None) -> Iterator[
     """Give a temporary path beside `path`; on leaving, flush it to disk and put it in its place.
 
     Its place is in the folder that is there now: if that is removed meanwhile, another folder of
-    its name gets nothing. `check` is called when this folder is open, and when a file cannot be put
-    there; what it raises is raised.
+    its name gets nothing. `check` is called when this folder is open, and when it or a file in it
+    cannot be; what it raises is raised.
 
     If the block raises, the temporary file is removed and `path` is as it was. An OSError, such as
     of a full disk, becomes a UserError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _folder_of(path) as folder:
+    with _folder_of(path, check) as folder:
         try:
             check()
             yield temporary
@@ -70,10 +70,11 @@ def _refusal(path: Path, error: OSError) -> UserError:
 
 
 @contextmanager
-def _folder_of(path: Path) -> Iterator[int]:
+def _folder_of(path: Path, check: Callable[[], None] = lambda: None) -> Iterator[int]:
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
+        check()
         raise _refusal(path, error) from error
     try:
         yield folder

@@ -220,6 +220,21 @@ def test_a_run_whose_directory_was_removed_says_so(fields: dict[str, Any], tmp_p
     assert not out.exists()
 
 
+def test_a_directory_that_is_removed_before_a_failure_is_recorded(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    """As when another output, made at the same time, finds no directory to be put into."""
+    out = tmp_path / "out"
+
+    def remove_and_fail() -> None:
+        out.rename(out.with_name("gone"))
+        raise UserError("cannot be written")
+
+    with pytest.raises(lock.Lost):
+        run_job(make_job(fields), out, progress=at_step(2, remove_and_fail, "masks"))
+    assert not out.exists()
+
+
 def test_removed_masklets_are_gone_though_their_folder_is_a_link(
     fields: dict[str, Any], out: Path, tmp_path: Path
 ) -> None:
