@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +252,8 @@ def run(rank: int, args: argparse.Namespace) -> None:
         resize(model, stage.size)
         lessons = [lesson(stage, number, step) for step in range(state.step, stage.steps)]
         for given, batch in batches(lessons, args.bank, rank, args.ranks, args.workers):
+            if (parent := parent_process()) and not parent.is_alive():
+                return  # it was killed; another run may go on in this folder
             values = update(state, given, batch, rank, args.ranks, args.precision)
             if rank == 0:
                 log.add(state, stage, values)

@@ -1,6 +1,13 @@
 """Two steps of every kind of stage, and going on from a checkpoint, with a small network."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +123,38 @@ def test_trains_exports_and_goes_on(work: Path) -> None:
     again = torch.load(work / "half/last.pt", weights_only=True)
     for name, value in kept["model"].items():
         torch.testing.assert_close(again["model"][name], value)
+
+
+def test_ranks_end_with_the_process_that_was_started(work: Path) -> None:
+    (work / "long.yaml").write_text(RECIPE.replace("steps: 2", "steps: 100000"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    options = ["--ranks", "2", "--recipe", str(work / "long.yaml"), "--port", port]
+    # SIGINT, by which torch ends them, is ignored by what a shell starts with an &
+    command = ["sh", "-c", 'trap "" INT; exec "$0" "$@"', sys.executable, "-m", "training.train"]
+    command += [*arguments(work, "killed"), *options]
+    with subprocess.Popen(command, cwd=NANO.parents[2]) as started:
+        while not (work / "killed/last.pt").exists():
+            assert started.poll() is None
+            time.sleep(0.05)
+        ranks = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        assert len(ranks) >= 2
+        started.kill()
+    for _ in range(600):
+        if not any(is_alive(int(rank)) for rank in ranks):
+            return
+        time.sleep(0.1)
+    for rank in ranks:
+        os.kill(int(rank), signal.SIGKILL)
+    raise AssertionError("ranks are still at work")
+
+
+def is_alive(process: int) -> bool:
+    """Whether it runs; one that nobody waits for has ended, too."""
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 @pytest.mark.parametrize("kind", ["click", "box", "mask"])
