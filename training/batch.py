@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from training import prompts
 from training.assets import Bank
+from training.replay import Seed
 from training.world import Clip, render
 
 Rng = np.random.Generator
@@ -23,10 +25,15 @@ CLIP_PROMPTS = {"click": 0.45, "clicks": 0.1, "box": 0.15, "mask": 0.3}
 
 @dataclass(frozen=True)
 class Batch:
-    """frames: uint8 (V, T, S, S, 3). masks: float32 (V N, T, S, S) in {0, 1}, video by video."""
+    """What a step sees.
+
+    frames: uint8 (V, T, S, S, 3). masks: float32 (V N, T, S, S) in {0, 1}, video by video.
+    seeds: what draws the new clips again, which are the last videos; single pictures have none.
+    """
 
     frames: Tensor
     masks: Tensor
+    seeds: Sequence[Seed] = ()
 
     def rows(self) -> Tensor:
         """Which video each object belongs to, int64 (V N,)."""
@@ -36,7 +43,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return Batch(self.frames.to(device), self.masks.to(device))
+        return Batch(self.frames.to(device), self.masks.to(device), self.seeds)
 
 
 @dataclass(frozen=True)
@@ -87,19 +94,31 @@ def followed(rng: Rng, clip: Clip, count: int) -> NDArray[np.float32] | None:
 
 
 def draw(
-    rng: Rng, bank: Bank, size: int, videos: int, frames: int, objects: int, stride: float = 1.0
+    rng: Rng,
+    bank: Bank,
+    size: int,
+    videos: int,
+    frames: int,
+    objects: int,
+    stride: float = 1.0,
+    again: Sequence[Seed] = (),
 ) -> Batch:
     """`videos` clips with `objects` followed objects each, frames `stride` units of time apart.
 
     Single images are taken two from a clip, far apart, which halves the cost of making them.
+    again: seeds of clips that come first, as they were; the others are new.
     """
     pictures: list[NDArray[np.uint8]] = []
     masks: list[NDArray[np.float32]] = []
+    seeds: list[Seed] = []
+    sources = chain(map(seeded, again), repeat(rng))
     while len(pictures) < videos:
+        source = next(sources)
+        seed = source.bit_generator.state
         clip = (
-            render(rng, bank, size, 2, IMAGE_STRIDE)
+            render(source, bank, size, 2, IMAGE_STRIDE)
             if frames == 1
-            else render(rng, bank, size, frames, stride)
+            else render(source, bank, size, frames, stride)
         )
         pieces = (
             [Clip(clip.frames[i : i + 1], clip.labels[i : i + 1]) for i in range(2)]
@@ -107,11 +126,21 @@ def draw(
             else [clip]
         )
         for piece in pieces:
-            found = followed(rng, piece, objects)
+            found = followed(source, piece, objects)
             if found is not None and len(pictures) < videos:
                 pictures.append(piece.frames)
                 masks.append(found)
-    return Batch(torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.concatenate(masks)))
+                if source is rng and frames > 1:
+                    seeds.append(seed)
+    stacked = torch.from_numpy(np.stack(pictures))
+    return Batch(stacked, torch.from_numpy(np.concatenate(masks)), seeds)
+
+
+def seeded(seed: Seed) -> Rng:
+    """A generator in this state."""
+    rng = np.random.default_rng()
+    rng.bit_generator.state = seed
+    return rng
 
 
 def boolean(masks: Tensor) -> list[NDArray[np.bool_]]:

@@ -91,8 +91,13 @@ def follow(
     return parts, seen
 
 
-def loss(model: SAM2Base, rng: Rng, batch: Batch, plan: Plan) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a batch (a scalar) and what to write in the log."""
+def loss(
+    model: SAM2Base, rng: Rng, batch: Batch, plan: Plan
+) -> tuple[Tensor, dict[str, float], Tensor]:
+    """The loss of a batch (a scalar), what to write in the log, and each video's quality.
+
+    Quality is the mean IoU in the last tracked frame, float32 (V,), nan where none is to be seen.
+    """
     frames = batch.frames.shape[1]
     every = encode(model, normalize(batch.frames.flatten(0, 1).permute(0, 3, 1, 2)))
     features = [every.take(batch.rows() * frames + t) for t in range(frames)]
@@ -115,17 +120,17 @@ def loss(model: SAM2Base, rng: Rng, batch: Batch, plan: Plan) -> tuple[Tensor, d
     elif plan.second:
         plan = Plan(plan.kind, plan.count, plan.correction, 0, plan.gap)
     more, seen = follow(model, features, batch.masks, plan, bank)
-    with torch.no_grad():
-        log = {f"iou_{plan.kind}": measured(low, batch.masks[:, 0])}
-        if seen:
-            log["iou_last"] = measured(
-                seen[-1], batch.masks[:, frames - 1 - (plan.second == frames - 1)]
-            )
-    return add(parts + more).total(), log
+    last = measured(low, batch.masks[:, 0])
+    log = {f"iou_{plan.kind}": float(last.nanmean())}
+    if seen:
+        last = measured(seen[-1], batch.masks[:, frames - 1 - (plan.second == frames - 1)])
+        log["iou_last"] = float(last.nanmean())
+    return add(parts + more).total(), log, last.view(len(batch.frames), -1).nanmean(1)
 
 
-def measured(low: Tensor, target: Tensor) -> float:
-    """Mean IoU of logits (B, 1, h, w) with target (B, S, S), at S, over objects that are there."""
+@torch.no_grad()
+def measured(low: Tensor, target: Tensor) -> Tensor:
+    """IoU of logits (B, 1, h, w) with target (B, S, S), at S; float32 (B,), nan without object."""
     full = F.interpolate(low, size=target.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     here = target.flatten(1).any(1)
-    return float(iou(full, target)[here].mean()) if here.any() else float("nan")
+    return iou(full, target).where(here, torch.nan)

@@ -15,8 +15,8 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -37,6 +37,7 @@ from training.export import load_weights
 from training.model import build, initialise
 from training.optim import exchange, optimizers
 from training.precision import products, quicker
+from training.replay import AFTER, Replay, Seed, worst
 from training.step import loss
 
 SEED = 2
@@ -50,7 +51,8 @@ class Stage:
 
     videos counts over all ranks. A share `images` of the steps takes single pictures,
     `IMAGES_PER_CLIP` for every clip. prompts: how often each kind is given, as `plan` takes it.
-    stride: how far frames are apart, in the world's units of time.
+    stride: how far frames are apart, in the world's units of time. replays: how many of a rank's
+    clips in a step are ones that came out worst in an earlier step.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Stage:
     images: float = 0.0
     prompts: Mapping[str, float] | None = None
     stride: float = 1.0
+    replays: int = 0
 
     def rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine."""
@@ -97,6 +100,7 @@ class State:
     stage: int = 0
     step: int = 0
     seen: int = 0
+    replay: Replay = field(default_factory=Replay)
 
     def save(self, path: Path) -> None:
         """Write atomically."""
@@ -108,6 +112,7 @@ class State:
                 "stage": self.stage,
                 "step": self.step,
                 "seen": self.seen,
+                "replay": self.replay.due,
             },
             path.with_suffix(".part"),
         )
@@ -121,7 +126,7 @@ class State:
         for optimizer, state in zip(self.optimizers, kept["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.stage, self.step = kept["stage"], kept["step"]
-        self.seen = kept["seen"]
+        self.seen, self.replay = kept["seen"], Replay(kept["replay"])
 
 
 def follow_average(state: State) -> None:
@@ -152,14 +157,14 @@ class Lesson:
     is_pictures: bool
     plan: Plan
 
-    def batch(self, bank: Bank, rank: int, ranks: int) -> Batch:
-        """A rank's share of the step's clips."""
+    def batch(self, bank: Bank, rank: int, ranks: int, again: Sequence[Seed]) -> Batch:
+        """A rank's share of the step's clips, some of them `again`."""
         rng = np.random.default_rng([SEED, *self.place, rank, 0])
         videos, size, objects = self.stage.videos // ranks, self.stage.size, self.stage.objects
         if self.is_pictures:
             return draw(rng, bank, size, videos * IMAGES_PER_CLIP, 1, objects)
         frames, stride = self.stage.frames, self.stage.stride
-        return draw(rng, bank, size, videos, frames, objects, stride)
+        return draw(rng, bank, size, videos, frames, objects, stride, again)
 
 
 def lesson(stage: Stage, number: int, step: int) -> Lesson:
@@ -177,7 +182,7 @@ def update(
     rng = np.random.default_rng([SEED, *given.place, rank, 1])
     device = state.model.device
     with products(precision, device.type):
-        value, log = loss(state.model, rng, batch.to(device), given.plan)
+        value, log, quality = loss(state.model, rng, batch.to(device), given.plan)
     torch.autograd.backward(value)
     weights = [p for p in state.model.parameters() if p.requires_grad]
     for p in weights:
@@ -191,6 +196,10 @@ def update(
             group["lr"] = given.stage.rate(state.step) * group["share"]
         optimizer.step()
         optimizer.zero_grad()
+    if given.stage.replays:
+        new = quality[len(quality) - len(batch.seeds) :]
+        hard = worst(batch.seeds, new, given.stage.replays)
+        state.replay.take_in(state.step, hard, ranks)
     state.step += 1
     state.seen += 1
     follow_average(state)
@@ -251,7 +260,8 @@ def run(rank: int, args: argparse.Namespace) -> None:
         stage = stages[number]
         resize(model, stage.size)
         lessons = [lesson(stage, number, step) for step in range(state.step, stage.steps)]
-        for given, batch in batches(lessons, args.bank, rank, args.ranks, args.workers):
+        sharing = rank, args.ranks, args.workers
+        for given, batch in batches(lessons, state.replay, args.bank, *sharing):
             if (parent := parent_process()) and not parent.is_alive():
                 return  # it was killed; another run may go on in this folder
             values = update(state, given, batch, rank, args.ranks, args.precision)
@@ -259,37 +269,39 @@ def run(rank: int, args: argparse.Namespace) -> None:
                 log.add(state, stage, values)
                 if state.step % args.save_every == 0:
                     state.save(args.out / "last.pt")
-        state.stage, state.step = number + 1, 0
+        state.stage, state.step, state.replay = number + 1, 0, Replay()
         if rank == 0:
             state.save(args.out / "last.pt")
             state.save(args.out / f"after_{stage.name}.pt")
 
 
 def batches(
-    lessons: Sequence[Lesson], bank: Path, rank: int, ranks: int, workers: int
+    lessons: Sequence[Lesson], replay: Replay, bank: Path, rank: int, ranks: int, workers: int
 ) -> Iterator[tuple[Lesson, Batch]]:
     """Lessons with their batches, which `workers` processes, or this one, draw ahead."""
     if workers == 0:
         here = load_bank(bank, "train")
-        yield from ((one, one.batch(here, rank, ranks)) for one in lessons)
+        for one in lessons:
+            yield one, one.batch(here, rank, ranks, replay.of(one.place[1], rank))
         return
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+
+        def submit(one: Lesson) -> tuple[Lesson, Future[Batch]]:
+            again = replay.of(one.place[1], rank)
+            return one, pool.submit(drawn, one, bank, rank, ranks, again)
+
         waiting = iter(lessons)
-        ahead = deque(
-            (one, pool.submit(drawn, one, bank, rank, ranks))
-            for one in islice(waiting, BATCHES_AHEAD * workers)
-        )
+        ahead = deque(map(submit, islice(waiting, min(AFTER, BATCHES_AHEAD * workers))))
         while ahead:
             one, batch = ahead.popleft()
             yield one, batch.result()
-            if more := next(waiting, None):
-                ahead.append((more, pool.submit(drawn, more, bank, rank, ranks)))
+            ahead.extend(map(submit, islice(waiting, 1)))
 
 
-def drawn(one: Lesson, bank: Path, rank: int, ranks: int) -> Batch:
+def drawn(one: Lesson, bank: Path, rank: int, ranks: int, again: Sequence[Seed]) -> Batch:
     """A lesson's batch, in a process of its own."""
     torch.set_num_threads(1)
-    return one.batch(load_bank(bank, "train"), rank, ranks)
+    return one.batch(load_bank(bank, "train"), rank, ranks, again)
 
 
 def parser() -> argparse.ArgumentParser:

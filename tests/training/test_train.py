@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ pytest.importorskip("cv2")
 
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from sam2.modeling.sam2_base import SAM2Base
 
-from training import train
-from training.batch import Plan, draw
+from training import replay, train
+from training.batch import Batch, Plan, Rng, draw
 from training.export import PRESENCE_BIAS, export, load_weights
 from training.model import build
 from training.optim import orthogonalise
@@ -125,6 +127,54 @@ def test_trains_exports_and_goes_on(work: Path) -> None:
         torch.testing.assert_close(again["model"][name], value)
 
 
+def test_a_clip_is_drawn_again_from_its_seed(work: Path) -> None:
+    bank = train.load_bank(work, "train")
+    first = draw(np.random.default_rng(3), bank, 64, 3, 2, 2)
+    other = draw(np.random.default_rng(4), bank, 64, 2, 2, 2)
+    mixed = draw(np.random.default_rng(4), bank, 64, 3, 2, 2, again=[first.seeds[1]])
+    assert torch.equal(mixed.frames, torch.cat([first.frames[1:2], other.frames]))
+    assert torch.equal(mixed.masks, torch.cat([first.masks[2:4], other.masks]))
+    assert mixed.seeds == other.seeds
+
+
+def test_the_worst_clips_come_once_more_even_after_a_stop(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "AFTER", 2)
+    stage = "videos: 3, replays: 1, images: 0.3"
+    hard = RECIPE.replace("videos: 1", stage).replace("steps: 2", "steps: 9")
+    (work / "hard.yaml").write_text(hard)
+    came: list[tuple[Batch, list[float]]] = []
+
+    def watched(model: SAM2Base, rng: Rng, batch: Batch, plan: Plan) -> Any:
+        if len(came) == stop_after:
+            raise KeyboardInterrupt
+        found = loss(model, rng, batch, plan)
+        came.append((batch, found[2].tolist()))
+        return found
+
+    monkeypatch.setattr(train, "loss", watched)
+    stop_after = 14
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*arguments(work, "hard"), "--recipe", str(work / "hard.yaml")])
+    stop_after = 18
+    train.main([*arguments(work, "hard"), "--recipe", str(work / "hard.yaml")])
+
+    replayed = 0
+    for (earlier, quality), (batch, _) in zip(came[9:], came[11:], strict=False):
+        new = quality[3 - len(earlier.seeds) :]
+        if earlier.seeds and batch.seeds:
+            worst = draw_again(work, earlier.seeds[new.index(min(new))])
+            assert torch.equal(batch.frames[0], worst.frames[0])
+            replayed += 1
+        assert len(batch.seeds) in (0, 3 - bool(earlier.seeds))
+    assert replayed >= 3
+
+
+def draw_again(work: Path, seed: replay.Seed) -> Batch:
+    return draw(np.random.default_rng(), train.load_bank(work, "train"), 64, 1, 3, 2, again=[seed])
+
+
 def test_ranks_end_with_the_process_that_was_started(work: Path) -> None:
     (work / "long.yaml").write_text(RECIPE.replace("steps: 2", "steps: 100000"))
     with socket.socket() as free:
@@ -162,9 +212,10 @@ def test_every_plan_has_a_finite_loss_that_reaches_the_encoder(work: Path, kind:
     model = build(work / "tiny.yaml")
     rng = np.random.default_rng(1)
     batch = draw(rng, train.load_bank(work, "train"), 64, 1, 3, 2)
-    value, _ = loss(model, rng, batch, Plan(kind, 2, kind == "click", 2, 5))
+    value, _, quality = loss(model, rng, batch, Plan(kind, 2, kind == "click", 2, 5))
     value.backward()
     assert torch.isfinite(value)
+    assert quality.shape == (1,)
     grad = model.image_encoder.trunk.patch_embed.proj.weight.grad
     assert grad is not None
     assert grad.abs().sum() > 0
