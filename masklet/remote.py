@@ -181,6 +181,10 @@ def _read_head(wanted: Wanted, response: httpcore.Response, shown: str) -> Answe
         offset = int(found[1]) if found else -1
         if found is None or offset != wanted.offset:
             raise Broken("the server sends another part than it was asked for", is_stale=True)
+        # some answer with the part of whatever is there now, without a look at If-Range
+        name = b"etag" if _is_etag(wanted.version) else b"last-modified"
+        if _header(response, name) not in ("", wanted.version):
+            raise Broken("the server has another file by now", is_stale=True)
         total = None if found[2] == "*" else int(found[2])
     elif status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and wanted.offset:
         raise Broken("the server has no more than what is here of it", is_stale=True)

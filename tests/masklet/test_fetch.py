@@ -274,6 +274,33 @@ def test_a_server_that_sends_another_part_is_not_believed(site: Site, settings: 
     assert fetch(site.address(), settings).read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("version", [("ETag", '"%s"'), ("Last-Modified", "Mon, %s GMT")])
+def test_a_part_of_another_version_is_not_taken(
+    version: tuple[str, str], site: Site, settings: Settings
+) -> None:
+    """From a server that knows nothing of If-Range."""
+    name, value = version
+    changed = CONTENT[::-1]
+
+    def route(request: Request) -> None:
+        if request.number == 0:
+            request.head(200, **{name: value % "one"}, Content_Length=len(CONTENT))
+            request.send(CONTENT[:HALF])
+        elif "Range" in request.headers:
+            part = f"bytes {HALF}-{len(CONTENT) - 1}/{len(CONTENT)}"
+            length = len(CONTENT) - HALF
+            headers = {name: value % "two", "Content_Range": part, "Content_Length": length}
+            request.head(206, **headers)
+            request.send(changed[HALF:])
+        else:
+            request.head(200, **{name: value % "two"}, Content_Length=len(CONTENT))
+            request.send(changed)
+
+    site.routes["/clip.mp4"] = route
+    assert fetch(site.address(), settings).read_bytes() == changed
+    assert len(site.requests) == 3
+
+
 def test_a_server_that_never_sends_the_part_it_was_asked_for_is_left(
     site: Site, settings: Settings
 ) -> None:
