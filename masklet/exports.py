@@ -7,9 +7,10 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -172,6 +173,36 @@ def _use_one_torch_thread() -> None:
     torch.set_num_threads(1)
 
 
+class _TorchThreads:
+    """The number of threads that torch gives to new threads.
+
+    What one thread asks for becomes that number, so the first of several exports at once notes it,
+    and the last one puts it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._exports, self._before = Lock(), 0, 1
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        import torch
+
+        with self._lock:
+            if self._exports == 0:
+                self._before = torch.get_num_threads()
+            self._exports += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._exports -= 1
+                if self._exports == 0:
+                    torch.set_num_threads(self._before)
+
+
+_torch_threads = _TorchThreads()
+
+
 def _full_size(source: Source, row: MaskletRow) -> NDArray[np.float32]:
     return upsample(row.logits, source.height, source.width)
 
@@ -187,10 +218,11 @@ def _in_order(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[M
 
     Threads suffice: decoding, upsampling and PNG compression leave the GIL.
     """
-    import torch
-
-    workers, torch_threads = os.cpu_count() or 1, torch.get_num_threads()
-    with ThreadPoolExecutor(workers, initializer=_use_one_torch_thread) as pool:
+    workers = os.cpu_count() or 1
+    with (
+        _torch_threads.kept(),
+        ThreadPoolExecutor(workers, initializer=_use_one_torch_thread) as pool,
+    ):
         pending: deque[Future[Made]] = deque()
         try:
             for item in items:
@@ -202,8 +234,6 @@ def _in_order(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[M
         finally:
             for future in pending:
                 future.cancel()
-            # what one thread asks for becomes the default of threads that start later
-            torch.set_num_threads(torch_threads)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,18 @@
 import io
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from masklet.exports import (
+    _in_order,
     bounding_box,
     confidence,
     write_bbox_tracking,
@@ -137,6 +140,21 @@ def test_the_same_masklets_are_the_same_bytes(plan: Plan, tmp_path: Path) -> Non
         for path in (first, second):
             write(plan, tmp_path / "masklets", path, Counter())
         assert first.read_bytes() == second.read_bytes()
+
+
+def test_exports_at_once_leave_torch_its_threads() -> None:
+    """The second one begins while the first one's workers have one thread each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    exports = [_in_order(lambda item: item, range(100)) for _ in range(2)]
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        for pool, export in zip((one, other), exports, strict=True):
+            pool.submit(next, export).result()
+        for pool, export in zip((one, other), exports, strict=True):
+            pool.submit(export.close).result()
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 2
+    torch.set_num_threads(before)
 
 
 def test_a_failure_leaves_what_was_there(plan: Plan, tmp_path: Path) -> None:
