@@ -222,6 +222,7 @@ class _Pool:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self._others = set(multiprocessing.active_children())
         threads = max(1, (os.cpu_count() or 1) // size)
         self._executor = ProcessPoolExecutor(
             size,
@@ -243,13 +244,17 @@ class _Pool:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            for process in multiprocessing.active_children():
+            for process in set(multiprocessing.active_children()) - self._others:
                 process.terminate()
         self._executor.shutdown(cancel_futures=True)
 
 
 def _run_in_pool(item: Item, out: str, run_id: str, wait: bool) -> ItemRow:
-    return run_item(item, out, run_id, _models, wait=wait)
+    try:
+        return run_item(item, out, run_id, _models, wait=wait)
+    except SystemExit:
+        # what ends this process would be sent to the parent as the item's outcome, and end that
+        os._exit(128 + signal.SIGTERM)
 
 
 def _begin(threads: int) -> None:

@@ -65,7 +65,8 @@ def run_shard(
     ended = shard_rows(place, run_id)
     yield from ended.values()
     left = [one for one in items if one.item_id not in ended]
-    rows = [pending_row(one, out) for one in items]
+    # of the same attempt, run again, there is a table already
+    rows = [ended.get(one.item_id) or pending_row(one, out) for one in items]
     with ItemTable(_table(place, attempt), rows, run_id) as table:
         for row in run_items(left, out, run_id, processes=processes, wait=True):
             table.put(row)

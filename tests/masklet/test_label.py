@@ -1,6 +1,7 @@
 """Labelling a dataset: what fails alone, what is made once, and what killed processes leave."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -138,6 +139,43 @@ def test_an_item_whose_process_dies_fails_alone(
     assert summary["failures"][0]["error"].startswith("its process died")
 
 
+def test_a_process_that_is_asked_to_end_takes_no_other_item_along(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label, "_begin", begin_with_end_at_b)
+    out = tmp_path / "out"
+    summary = label_dataset(dataset, str(out), processes=2)
+    assert statuses(out) == {"a": "done", "b": "failed", "c": "done"}
+    assert summary["failures"][0]["error"].startswith("its process died")
+
+
+def test_children_of_whoever_labels_are_left_alone(dataset: Dataset, tmp_path: Path) -> None:
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(3600,))
+    child.start()
+    try:
+        with pytest.raises(RuntimeError, match="stop"):
+            label_dataset(dataset, str(tmp_path / "out"), processes=2, report=_stop)
+        child.join(0.5)
+        assert child.is_alive()
+    finally:
+        child.kill()
+
+
+def begin_with_end_at_b(threads: int) -> None:
+    BEGIN(threads)
+    label.run_item = end_at_b
+
+
+def end_at_b(item: Item, *given: Any, **options: Any) -> ItemRow:
+    """Stands in for a process that is asked to end, as by a guard against want of memory."""
+    if item.item_id == "b":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return RUN_ITEM(item, *given, **options)
+
+
+RUN_ITEM, BEGIN = label.run_item, label._begin
+
+
 def die_at_b(item: Item, *given: Any) -> ItemRow:
     """Stands in for a process that is killed for want of memory."""
     if item.item_id == "b":
@@ -255,6 +293,12 @@ def test_attempts_at_a_shard_do_what_is_left(dataset: Dataset, tmp_path: Path) -
     second = list(run_shard(shard.place, out, "run", 1))
     assert [row.status for row in second] == ["done", "failed", "done"]
     assert second[0] == shard_rows(shard.place, "run")["a"]
+
+    # of an attempt that is run again, as by Prefect's Retry
+    rows = list(run_shard(shard.place, out, "run", 1))
+    assert rows == second
+    (tmp_path / "out/.shards/run/00000-0.parquet").unlink()
+    assert list(shard_rows(shard.place, "run").values()) == second
 
     # a parent that was killed before it took over these rows
     table = label.open_table(dataset, out, "next")
