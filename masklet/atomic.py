@@ -57,12 +57,27 @@ def put_folder(grown: Path, place: Path) -> None:
     """
     try:
         place.parent.mkdir(exist_ok=True)
+        near = _on_the_disk_of(place, grown)
         shutil.rmtree(place, ignore_errors=True)
-        grown.replace(place)
+        near.replace(place)
         with _folder_of(place) as folder:
             os.fsync(folder)
     except OSError as error:
         raise _refusal(place, error) from error
+
+
+def _on_the_disk_of(place: Path, grown: Path) -> Path:
+    """`grown`, or beside `place` a copy of it, on disk, if that is another file system."""
+    if grown.stat().st_dev == place.parent.stat().st_dev:
+        return grown
+    copy = place.with_name(f".{place.name}.tmp")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(grown, copy)
+    for path in copy.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    return copy
 
 
 def _refusal(path: Path, error: OSError) -> UserError:

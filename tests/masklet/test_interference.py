@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,27 @@ def test_removed_masklets_are_gone_though_their_folder_is_a_link(
     run_job(make_job({**fields, "keep_masklets": False}), out)
     assert not list((tmp_path / "elsewhere").rglob("*.parquet"))
     assert read_status(out).is_right
+
+
+def test_masklets_on_another_disk(fields: dict[str, Any], out: Path, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=_another_disk(tmp_path)) as folder:
+        shutil.move(out / "masklets", folder)
+        (out / "masklets").symlink_to(Path(folder, "masklets"))
+        before = contents_of(out / "masklets")
+        run_job(make_job(fields), out, force="propagate")
+        assert contents_of(out / "masklets") == before
+        assert {path.name for path in Path(folder, "masklets").iterdir()} == {
+            "object=1",
+            "object=wide",
+        }
+        assert read_status(out).is_right
+
+
+def _another_disk(path: Path) -> Path:
+    other = Path("/dev/shm")
+    if not os.access(other, os.W_OK) or other.stat().st_dev == path.stat().st_dev:
+        pytest.skip("there is no other disk")
+    return other
 
 
 # ---------------------------------------------------------------------------------------------
