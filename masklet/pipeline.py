@@ -333,7 +333,7 @@ def dry_run(
         planned += [Planned("remove", "propagate", one, "masklets are not kept") for one in gone]
     leftover: list[tuple[str, str]] = []
     if not job.preview:
-        hashes = next(dict(w.inputs) for w in decisions if w.artifact == "outputs.json")
+        hashes = works.masklet_inputs(decisions)
         leftover += [("propagate", row.artifact) for row in _other_objects(order.asked, manifest)]
         unwanted = _unwanted_exports(order.asked, manifest, hashes)
         leftover += [(row.stage, row.artifact) for row in unwanted]

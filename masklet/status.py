@@ -121,14 +121,14 @@ def _compare(asked: Asked, manifest: Manifest) -> list[Artifact]:
     found = [_artifact(work, reason, manifest) for work, reason in decisions.items()]
     shown = {(one.stage, one.artifact) for one in found}
     others = [row for row in _own_rows(manifest) if (row.stage, row.artifact) not in shown]
-    hashes = next(work.inputs for work in decisions if work.artifact == "outputs.json")
+    hashes = works.masklet_inputs(decisions)
     possible = {} if asked.is_preview else works.possible_exports(asked, hashes)
-    by_artifact = {work.artifact: work for work in possible}
+    by_place = {(work.stage, work.artifact): work for work in possible}
     for row in others:
         if not asked.belongs(row):
             why = f"of a {'full run' if asked.is_preview else 'preview'}; it is left as it is"
             found.append(Artifact(row.stage, row.artifact, State.APART, why, row))
-        elif work := by_artifact.get(row.artifact):
+        elif work := by_place.get((row.stage, row.artifact)):
             found.append(_artifact(work, manifest.reason_to_run(work), manifest))
         else:
             found.append(Artifact(row.stage, row.artifact, State.STALE, "not asked for", row))

@@ -163,9 +163,7 @@ def decide(asked: Asked, manifest: Manifest, force: Force | None = None) -> Deci
         for one in asked.objects
     }
     decisions = {work: reason_to_run(work, manifest, force) for work in works_of(asked, hashes)}
-    # outputs.json of an image has the scores of its masks
-    readers = {*EXPORTS, "outputs.json"} if asked.is_image else EXPORTS.keys()
-    is_read = any(why for work, why in decisions.items() if {work.stage, work.artifact} & readers)
+    is_read = any(why for work, why in decisions.items() if _reads_masklets(work, asked))
     if not asked.keep_masklets and not is_read:
         # it does not matter then that they are not there
         not_there = (Reason.REMOVED, Reason.MISSING, Reason.DAMAGED)
@@ -173,6 +171,21 @@ def decide(asked: Asked, manifest: Manifest, force: Force | None = None) -> Deci
             if work.stage == "propagate" and why in not_there:
                 decisions[work] = None
     return decisions
+
+
+def _reads_masklets(work: Work, asked: Asked) -> bool:
+    # outputs.json of an image has the scores of its masks
+    return work.stage in EXPORTS or (asked.is_image and _is_outputs(work))
+
+
+def _is_outputs(work: Work) -> bool:
+    # an object can have this name, too
+    return (work.stage, work.artifact) == ("finish", "outputs.json")
+
+
+def masklet_inputs(decisions: Decisions) -> dict[str, str]:
+    """What `outputs.json` depends on, which is the hashes of all masklets and some more."""
+    return next(dict(work.inputs) for work in decisions if _is_outputs(work))
 
 
 def works_of(asked: Asked, masklets: Mapping[str, str] | None = None) -> list[Work]:

@@ -466,6 +466,19 @@ def test_masklets_that_are_not_kept(
     assert eye.saw_nothing()
 
 
+@pytest.mark.parametrize("name", ["masks", "outputs.json", "job"])
+def test_objects_that_are_called_as_an_artifact_is(
+    name: str, fields: dict[str, Any], tmp_path: Path, eye: Eye
+) -> None:
+    prompts = [{**prompt, "object_id": name} for prompt in fields["prompts"][:1]]
+    job, folder = fields | {"keep_masklets": False, "prompts": prompts}, tmp_path / "out"
+    run_job(make_job(job), folder)
+    assert {one.action for one in dry_run(make_job(job), folder)} == {"reuse"}
+    assert read_status(folder).is_right
+    assert rerun(job, folder)[1] == set()
+    assert eye.tracked == [name]
+
+
 def test_one_more_output_without_masklets_is_tracked_again_and_says_so(
     light: tuple[dict[str, Any], Path], out: Path, eye: Eye, caplog: pytest.LogCaptureFixture
 ) -> None:
