@@ -1,12 +1,14 @@
 """Decode images for a parent process; a program of its own, which `image.ImageDecoder` starts.
 
-Images are hostile input, and the decoders are C. Here nothing can be reached but this process,
-which sets limits for itself before it decodes. A request on standard input is a letter and a number
-of 8 bytes: how many bytes of a file follow, or of `FRAME` which frame of the animation that was
-opened last. The answer on standard output is a byte (`GIVEN`, `REFUSED`, `ANIMATED`) and two
-numbers of 4 bytes. These are the width and height of the image, after which come its pixels as RGB,
-8 bits each, if they were asked for; or the length of the reason, which follows; or the number of
-frames, after which come their durations in milliseconds, 4 bytes each.
+Images are hostile input, and the decoders are C. Here they have nothing of the parent's memory and
+environment, and limits that this process sets for itself before it decodes.
+
+A request on standard input is a letter and a number of 8 bytes: how many bytes of a file follow, or
+of `FRAME` which frame of the animation that was opened last. The answer on standard output is a
+byte (`GIVEN`, `REFUSED`, `ANIMATED`) and two numbers of 4 bytes. These are the width and height of
+the image, after which come its pixels as RGB, 8 bits each, if they were asked for; or the length of
+the reason, which follows; or the number of frames, after which come their durations in
+milliseconds, 4 bytes each.
 """
 
 import io

@@ -160,6 +160,14 @@ def command(output: Any, *, loglevel: str = "error") -> list[str]:
     return arguments
 
 
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TMPDIR")
+
+
+def _environment() -> dict[str, str]:
+    """What a decoder needs of this process's environment; the rest may be secret."""
+    return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+
+
 class Child:
     """A running ffmpeg or other decoder.
 
@@ -189,7 +197,7 @@ class Child:
             start_new_session=True,
             bufsize=0,
             # Every thread reserves an arena of address space, which the limit below counts.
-            env={**os.environ, "MALLOC_ARENA_MAX": "4"},
+            env={**_environment(), "MALLOC_ARENA_MAX": "4"},
         )
         self._errors = b""
         self._stderr_open = True

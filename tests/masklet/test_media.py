@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -20,6 +21,7 @@ from PIL import Image
 from masklet.errors import UserError
 from masklet.media import Source, probe, process, read_frames, write_video
 from masklet.media.decode import FAR_FRAMES
+from masklet.media.process import Child
 
 WIDTH, HEIGHT, BLOCK = 128, 96, 32
 FRAMES = 100
@@ -393,6 +395,17 @@ def children() -> set[int]:
 
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_decoders_are_not_told_what_is_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "topsecret")
+    command = [sys.executable, "-I", "-c", "import os; print(sorted(os.environ))"]
+    with Child(command, stdin=subprocess.DEVNULL) as child:
+        stdout = child._process.stdout
+        assert stdout
+        told = stdout.read().decode()
+    assert "MALLOC_ARENA_MAX" in told
+    assert "SECRET" not in told
 
 
 def test_closing_early_leaves_nothing(probed: Callable[[str], Source]) -> None:
