@@ -74,7 +74,7 @@ class MaskPrompts:
             with self._archive.open(member) as file:
                 content = file.read(limit + 1)
         except Exception as error:
-            # zipfile raises what its fields lead to; zlib, bz2 and lzma each have their own error
+            # zipfile raises what its fields lead to, and zlib has an error of its own
             raise UserError(f"{name} cannot be unpacked: {_explain(error)}") from None
         if len(content) > limit:
             raise UserError(f"{name} unpacks to more than a {width}x{height} mask can need")
@@ -110,6 +110,12 @@ class MaskPrompts:
             raise UserError(
                 f"{self._path}: {member.filename!r} is encrypted; zip it without a password"
             )
+        # of the others zipfile unpacks all that it has read, however little of it is asked for
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(
+                f"{self._path}: {member.filename!r} is packed in an unusual way; zip it with "
+                "deflate, or stored"
+            )
         frame_index, object_id = int(match[1]), match[2]
         key = (frame_index, int(object_id) if object_id.isdigit() else object_id)
         if key in self._members:
@@ -122,7 +128,11 @@ class MaskPrompts:
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
+        if not path.is_file() and path.exists():  # a pipe would be waited for
+            raise UserError(f"{path}: is not a file; mask prompts are a zip")
         return zipfile.ZipFile(path)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception:

@@ -109,11 +109,13 @@ def huge_file(folder: Path) -> list[Any]:
 Entry = tuple[str | zipfile.ZipInfo, bytes]
 
 
-def zipped(*entries: Entry, encrypted: bool = False) -> bytes:
+def zipped(
+    *entries: Entry, encrypted: bool = False, compression: int = zipfile.ZIP_DEFLATED
+) -> bytes:
     stream = io.BytesIO()
     with (
         warnings.catch_warnings(),
-        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive,
+        zipfile.ZipFile(stream, "w", compression) as archive,
     ):
         warnings.simplefilter("ignore")  # of two entries with one name
         for name, content in entries:
@@ -125,9 +127,9 @@ def zipped(*entries: Entry, encrypted: bool = False) -> bytes:
     return bytes(changed)
 
 
-def masks(*entries: Entry, encrypted: bool = False) -> Build:
+def masks(*entries: Entry, **options: Any) -> Build:
     def build(folder: Path) -> list[Any]:
-        (folder / "m.zip").write_bytes(zipped(*entries, encrypted=encrypted))
+        (folder / "m.zip").write_bytes(zipped(*entries, **options))
         return ["clip.mp4", "--mask-prompts", "m.zip"]
 
     return build
@@ -195,6 +197,7 @@ ATTEMPTS: dict[str, Build] = {
     "a symbolic link": masks(link("/etc/hostname")),
     "two entries of one name": masks(("0_1.png", png()), ("0_1.png", png())),
     "an encrypted zip": masks(("0_1.png", png()), encrypted=True),
+    "a zip bomb of bzip2": masks(("0_1.png", bytes(2**24)), compression=zipfile.ZIP_BZIP2),
     "a `.npy` with a pickle": masks(("0_1.npy", npy(np.full(SHAPE, None, object), pickled=True))),
     "a `.npy` header of 60,000 characters": masks(("0_1.npy", npy_with_header(" " * 60_000))),
     "a `.npy` that claims 2⁶² rows": masks(
