@@ -1,6 +1,6 @@
 """What a file or folder holds, and by what it is recognised without reading it.
 
-A folder is the files in it: hidden ones and folders do not count.
+A folder is the files in it: hidden ones, those of the system and folders do not count.
 """
 
 import hashlib
@@ -8,6 +8,9 @@ import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+
+OF_THE_SYSTEM = ("__MACOSX", "Thumbs.db", "desktop.ini")
+"""What systems put into folders and zips beside what the user has there."""
 
 
 class Stamp(NamedTuple):
@@ -57,4 +60,5 @@ def _number(value: list[list[Any]]) -> int:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [part for part in folder.iterdir() if not part.name.startswith(".") and part.is_file()]
+    parts = (part for part in folder.iterdir() if not part.name.startswith("."))
+    return [part for part in parts if part.name not in OF_THE_SYSTEM and part.is_file()]

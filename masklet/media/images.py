@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from masklet.content import content_hash
+from masklet.content import OF_THE_SYSTEM, content_hash
 from masklet.errors import UserError
 from masklet.media.image import ImageDecoder, check_length, read_limited
 from masklet.media.process import display_name, opened
@@ -33,7 +33,6 @@ PROBE_SECONDS = 120.0
 
 _BOMB_BYTES, _BOMB_RATIO = 2**24, 200
 _ENCRYPTED = 0x1
-_OF_THE_SYSTEM = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +258,7 @@ def _check_size(path: Path, name: str, found: tuple[int, int], expected: tuple[i
 
 def _is_hidden(name: str) -> bool:
     parts = name.split("/")
-    return any(part.startswith(".") or part in _OF_THE_SYSTEM for part in parts)
+    return any(part.startswith(".") or part in OF_THE_SYSTEM for part in parts)
 
 
 def _kind(path: Path) -> str:
