@@ -8,7 +8,14 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from masklet.errors import UserError
@@ -40,7 +47,13 @@ def _default_cache() -> Path:
 class Settings(BaseSettings):
     """One setting a field; its name in the environment is MASKLET_ and the field's name."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ignore_empty(cls, given: Any) -> Any:
+        # but an empty list of what is allowed means nothing, not all
+        return {name: value for name, value in given.items() if value or name == "source_schemes"}
 
     source_schemes: Annotated[frozenset[str], NoDecode, BeforeValidator(_split)] = Field(
         default=frozenset({"http", "https", "s3", "gs", "gcs", "az", "abfs", "hf"}),

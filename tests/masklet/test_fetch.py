@@ -787,6 +787,18 @@ def test_what_is_no_address_is_refused(address: str, match: str, settings: Setti
     refused(address, settings, match)
 
 
+def test_an_empty_list_of_schemes_allows_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SOURCE_SCHEMES", "SOURCE_CACHE", "SOURCE_MAX_BYTES"):
+        monkeypatch.setenv(PREFIX + name, "")
+    settings = load_settings()
+    assert settings.source_schemes == frozenset()
+    assert settings.source_max_bytes == 64 * 2**30
+    assert settings.source_cache.name == "masklet"
+    refused(
+        "https://example.org/clip.mp4", settings, "https:// addresses are not fetched from here"
+    )
+
+
 def test_a_wrong_setting_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in [
         ("ALLOW_ADDRESSES", "localhost"),
