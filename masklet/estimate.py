@@ -73,6 +73,7 @@ def _seconds_per_mask(item: Item, plan: Plan) -> float | None:
             "prompts": [one for one in item.job.prompts if first <= one.frame_index <= last],
             "start_frame": first,
             "end_frame": last,
+            "mask_prompts": None,  # they may be of frames that are left out
         }
     )
     if not job.prompts:

@@ -86,17 +86,23 @@ class ItemRow:
         )
 
     def failed(self, error: str, seconds: float) -> "ItemRow":
-        return replace(self, status=FAILED, error=error, seconds=round(seconds, 3), finished=_now())
+        error, seconds = _as_text(error), round(seconds, 3)
+        return replace(self, status=FAILED, error=error, seconds=seconds, finished=_now())
 
 
 def blank_row(item_id: str, file: str, out: str, run_id: str) -> ItemRow:
     """The row of an item that this process is about to run, or that nobody has run."""
     worker = f"process {os.getpid()} on {os.uname().nodename}" if run_id else ""
-    shown = shown_address(file)
+    name, shown = _as_text(item_id), _as_text(shown_address(file))
     return ItemRow(
-        item_id, PENDING, "", "", "", shown, out, "", 0, 0, 0, 0.0, 0, 0.0, 0.0, "", run_id, worker,
-        SCHEMA_VERSION,
+        name, PENDING, "", "", "", shown, _as_text(out), "", 0, 0, 0, 0.0, 0, 0.0, 0.0, "", run_id,
+        worker, SCHEMA_VERSION,
     )  # fmt: skip
+
+
+def _as_text(name: str) -> str:
+    # the names of files need not be UTF-8, which everything in a table has to be
+    return name.encode("utf-8", "replace").decode()
 
 
 _ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}

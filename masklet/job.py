@@ -380,6 +380,9 @@ def _explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
         message = "is missing"
     elif first["type"] == "model_type":
         message = f"should be a mapping of {', '.join(Prompt.model_fields)}, not {_shorten(value)}"
+    elif first["type"] == "string_unicode":
+        # of a key the place is that of its mapping
+        message = f"{'' if place else 'a key '}should be text, not {_shorten(value)}"
     elif first["type"] == "path_type":
         message = f"should be a path, not {_shorten(value)}"
     elif place[-1] in ("int", "str"):
@@ -390,7 +393,7 @@ def _explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
         if ", not " not in message:
             message = f"{message}, not {_shorten(value)}"
     more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
-    return f"{_name_place(place, fields)} {message}{more}"
+    return f"{_name_place(place, fields)} {message}{more}".lstrip()
 
 
 def _most_telling(problems: list[ErrorDetails]) -> ErrorDetails:
@@ -421,7 +424,7 @@ _FORMS = {
 
 def _form_of(place: list[int | str]) -> str | None:
     """What a prompt's field looks like, if the place is in one."""
-    return _FORMS.get(str(place[2])) if place[0] == "prompts" and len(place) > 2 else None
+    return _FORMS.get(str(place[2])) if place[:1] == ["prompts"] and len(place) > 2 else None
 
 
 def _name_place(place: list[int | str], fields: Mapping[str, Any]) -> str:
