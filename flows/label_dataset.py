@@ -11,7 +11,7 @@ from pydantic import Field
 from masklet.item_table import ItemRow, summarise
 from masklet.label import holding, open_table
 from masklet.shards import forget_shards, plan_shards, read_shard, shard_rows, take_over
-from masklet.storage import is_url
+from masklet.storage import absolute
 from tasks.artifacts import show_dataset
 from tasks.label_dataset import ItemProgress, check_dataset, ended, label_items, run_on_workers
 from tasks.segment import refusable
@@ -56,7 +56,7 @@ def label_dataset(
     )
     found = checked.result()
     run_id = str(flow_run.id)
-    out = out if is_url(out) else str(Path(out).absolute())  # workers may run elsewhere
+    out = absolute(out)  # workers may run elsewhere
     with holding(out), open_table(found, out, run_id) as table:
         take_over(table, out, run_id)
         shards = plan_shards(found.items, out, run_id, shard_size)

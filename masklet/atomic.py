@@ -8,7 +8,7 @@ from pathlib import Path
 
 from masklet.errors import UserError
 
-TEMPORARY_FILES = ".*.tmp"
+TEMPORARY_FILES = ".*.[0-9]*.tmp"
 """Matches the names of temporary files, which a killed process leaves behind."""
 
 

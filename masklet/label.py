@@ -70,7 +70,7 @@ def label_dataset(
 
     Raises UserError if `out` cannot be used.
     """
-    run_id = run_id or uuid.uuid4().hex
+    run_id, out = run_id or uuid.uuid4().hex, storage.absolute(out)
     with holding(out, wait=wait), open_table(dataset, out, run_id) as table:
         for row in run_items(table.missing(dataset.items), out, run_id, processes=processes):
             table.put(row)

@@ -7,6 +7,7 @@ are the same ones wrapped as tasks.
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -282,7 +283,7 @@ def run_job(
 
     Raises UserError, before anything is written, for whatever is wrong with the job.
     """
-    steps = steps or Steps()
+    steps, out = steps or Steps(), out.absolute()
     order, plan = _prepare(job, out, steps, force, verify)
     with open_run(order, out, progress, wait=wait) as run:
         if job.preview:
@@ -312,6 +313,7 @@ def dry_run(
     them counts as changed if something else is to be tracked, and if the same is to be tracked
     again, as the same but for rounding.
     """
+    out = out.absolute()
     order, _ = _prepare(job, out, Steps(), force, verify)
     manifest = open_manifest(out, verify=verify)
     decisions = works.decide(order.asked, manifest, order.force)
@@ -355,6 +357,8 @@ def _prepare(
         _say_what_is_damaged(source, job)
     plan = steps.check_prompts(job, source)
     _keep_inputs(source.path, job, weights, out)
+    if job.preview:
+        _keep_what_is_no_preview(out / works.PREVIEW)
     inputs = [weights.file]
     address = "" if path else shown_address(job.file)
     if address:
@@ -406,6 +410,18 @@ def _keep_inputs(source: Path, job: SegmentJob, weights: Weights, out: Path) -> 
             raise UserError(f"{given}: is an output of the run directory {out}; use another --out")
 
 
+def _keep_what_is_no_preview(folder: Path) -> None:
+    """Refuse to put a preview in the place of a folder of somebody else's."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if not re.fullmatch(r"\..*|[0-9]+\.png", path.name):
+            raise UserError(
+                f"{path}: is not of a preview, which would take its folder's place; move it, or "
+                "use another --out"
+            )
+
+
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
@@ -415,11 +431,11 @@ def _require_utf8(*paths: str | Path | None) -> None:
     for path in paths:
         if path is None:
             continue
-        name = os.fsencode(Path(path).absolute())
+        name = str(Path(path).absolute())
         try:
-            name.decode()
-        except UnicodeDecodeError:
-            shown = name.decode(errors="replace")
+            name.encode()
+        except UnicodeEncodeError:  # by os.fsdecode, or half a character of JSON
+            shown = name.encode(errors="replace").decode()
             raise UserError(f"{shown}: the name is not UTF-8; rename it, or move it") from None
 
 

@@ -186,13 +186,15 @@ class Run:
 
 
 def run_directory(out: str | Path) -> Path:
-    """The run directory of this name; raises UserError for an empty one.
+    """The absolute path of a run directory; raises UserError for an empty one, or an address.
 
     As a path that would be the working directory, and an unset variable is easily passed on.
     """
     if out == "":
         raise UserError("out is empty: name a directory for the outputs, '.' for this one")
-    return Path(out)
+    if "://" in str(out):
+        raise UserError(f"{out}: is an address; a run writes into a directory of this machine")
+    return Path(out).absolute()
 
 
 @contextmanager

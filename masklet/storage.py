@@ -24,6 +24,13 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
+def absolute(place: str) -> str:
+    """The same place wherever a process works; raises UserError for an empty one."""
+    if place == "":
+        raise UserError("out is empty: name a directory for the outputs, '.' for this one")
+    return place if is_url(place) else str(Path(place).absolute())
+
+
 def join(place: str, *names: str) -> str:
     return "/".join([place.rstrip("/") or "/", *names])
 

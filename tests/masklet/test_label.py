@@ -1,5 +1,6 @@
 """Labelling a dataset: what fails alone, what is made once, and what killed processes leave."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import time
 import uuid
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
@@ -26,6 +29,7 @@ from masklet.estimate import estimate
 from masklet.item_table import SCHEMA, ItemRow, read_rows
 from masklet.label import label_dataset
 from masklet.shards import forget_shards, plan_shards, run_shard, shard_rows, take_over
+from tests.conftest import HEIGHT, WIDTH
 
 CLICK = {"frame_index": 0, "object_id": 1, "points": [[40, 45]], "labels": [1]}
 NANO = {"model_type": "nano", "end_frame": 1}
@@ -218,6 +222,39 @@ def children_are_gone(out: Path) -> None:
     raise AssertionError("a process of the pool has outlived its parent")
 
 
+def test_an_unnamed_directory_is_not_the_root(dataset: Dataset) -> None:
+    with pytest.raises(UserError, match="out is empty"):
+        label_dataset(dataset, "")
+
+
+def test_a_directory_that_looks_like_an_address(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    summary = label_dataset(dataset, "run:2")
+    assert (summary["done"], summary["failed"]) == (2, 1)
+    assert statuses(Path("run:2")) == {"a": "done", "b": "failed", "c": "done"}
+
+
+@pytest.mark.parametrize("field", ["checkpoint", "mask_prompts", "\ud800"])
+def test_a_name_that_is_no_text_fails_alone(field: str, folder: Path, tmp_path: Path) -> None:
+    jobs = [{"item_id": "a", "file": str(folder / "a.mp4"), "prompts": [CLICK], **NANO}]
+    jobs.append({**jobs[0], "item_id": "odd", field: "\ud800"})
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    found = read_dataset(path, {})
+    out = tmp_path / "out"
+    summary = label_dataset(found, str(out))
+    assert (summary["done"], summary["failed"]) == (1, 1)
+
+
+def test_a_file_whose_name_is_no_text_fails_alone(folder: Path, tmp_path: Path) -> None:
+    for suffix in ("mp4", "json"):
+        shutil.copy(folder / f"a.{suffix}", os.fsencode(folder) + b"/gr\xf6sse." + suffix.encode())
+    summary = label_dataset(read_dataset(folder, NANO), str(tmp_path / "out"))
+    assert (summary["done"], summary["failed"]) == (2, 2)
+
+
 def test_two_runs_do_not_label_into_one_directory(dataset: Dataset, tmp_path: Path) -> None:
     with (
         lock.held(tmp_path / "out"),
@@ -256,6 +293,17 @@ def test_an_estimate_adds_up_and_lists_what_would_fail(dataset: Dataset) -> None
     assert found.problems == [
         "b: b.mp4 is not a video or image in a format that masklet reads, such as mp4 or png"
     ]
+
+
+def test_an_estimate_of_an_item_with_masks_on_late_frames(clip: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
+        stream = io.BytesIO()
+        np.save(stream, np.ones((HEIGHT, WIDTH), bool))
+        archive.writestr("19_late.npy", stream.getvalue())
+    job = {"file": str(clip), "prompts": [CLICK], "mask_prompts": str(tmp_path / "m.zip")}
+    (tmp_path / "jobs.json").write_text(json.dumps([{**job, "model_type": "nano"}]))
+    found = estimate(read_dataset(tmp_path / "jobs.json", {}).items)
+    assert found.seconds
 
 
 def test_an_object_that_is_hardly_seen_is_worth_a_look(

@@ -22,7 +22,8 @@ from masklet import pipeline, tracker
 from masklet.errors import UserError
 from masklet.exports import EXPORTS
 from masklet.job import SegmentJob, make_job
-from masklet.pipeline import Outputs, run_job
+from masklet.pipeline import Outputs, dry_run, run_job
+from masklet.status import read_status
 from tests.conftest import FRAMES, HEIGHT, WIDTH, disc
 
 ALL = {"debug_masks": True, "pixel_confidences": True, "bbox_tracking": True}
@@ -311,6 +312,22 @@ def test_an_unnamed_run_directory_is_not_the_working_directory(
     with pytest.raises(UserError, match="out is empty"):
         masklet.segment(**job_fields, out="")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["run:1", "file:x", "gs:a/b", "12:30"])
+def test_a_run_directory_of_any_name(
+    name: str, job_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = make_job({**job_fields, "file": str(Path(job_fields["file"]).absolute())})
+    run_job(job, Path(name))
+    assert {one.action for one in dry_run(job, Path(name))} == {"reuse"}
+    assert read_status(Path(name)).is_right
+
+
+def test_an_address_is_no_run_directory(job_fields: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="s3://bucket/x: is an address"):
+        masklet.segment(**job_fields, out="s3://bucket/x")
 
 
 @pytest.mark.parametrize(

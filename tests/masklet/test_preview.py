@@ -147,6 +147,19 @@ def test_a_preview_again_makes_nothing_and_other_prompts_make_it_anew(
     assert {path.name for path in (out / "preview").iterdir()} == {"0.png"}
 
 
+def test_a_folder_of_somebody_else_is_kept(fields: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "preview").mkdir()
+    (tmp_path / "preview" / "thesis.txt").write_text("years")
+    (tmp_path / ".editor.tmp").write_text("unsaved")
+    job = make_job({**fields, "preview": True})
+    with pytest.raises(UserError, match=r"thesis\.txt: is not of a preview"):
+        run_job(job, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"preview", ".editor.tmp"}
+    (tmp_path / "preview" / "thesis.txt").rename(tmp_path / "thesis.txt")
+    run_job(job, tmp_path)
+    assert (tmp_path / ".editor.tmp").read_text() == "unsaved"
+
+
 def test_a_lost_picture_makes_the_preview_again(fields: dict[str, Any], tmp_path: Path) -> None:
     fields, out = fields | {"preview": True}, tmp_path / "out"
     run_job(make_job(fields), out)
