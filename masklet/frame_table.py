@@ -54,7 +54,9 @@ def write_frame_table(source: Source, path: Path) -> int:
     )
     text = {name: str(value) for name, value in about.items()}
     with replacing(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(text), temporary, compression="zstd")
+        pq.write_table(
+            table.replace_schema_metadata(text), temporary.absolute(), compression="zstd"
+        )
     return source.num_frames
 
 
@@ -70,7 +72,7 @@ def read_frame_table(path: Path, file: Path, sha256: str) -> Source:
 
 
 def _read(path: Path, file: Path, sha256: str) -> Source:
-    table = pq.read_table(path, columns=["pts"], partitioning=None)
+    table = pq.read_table(path.absolute(), columns=["pts"], partitioning=None)
     about = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
     width, height, kind = int(about["width"]), int(about["height"]), about["kind"]
     if kind == "image":

@@ -70,7 +70,7 @@ def label_dataset(
 
     Raises UserError if `out` cannot be used.
     """
-    run_id, out = run_id or uuid.uuid4().hex, storage.absolute(out)
+    run_id, out = run_id or uuid.uuid4().hex, storage.require_name(out)
     with holding(out, wait=wait), open_table(dataset, out, run_id) as table:
         for row in run_items(table.missing(dataset.items), out, run_id, processes=processes):
             table.put(row)
@@ -150,7 +150,7 @@ def what_to_look_at(folder: Path, outputs: Outputs) -> str:
     hardly = []
     if "masklets" in outputs.files:
         for path in sorted(Path(folder, "masklets").glob("object=*")):
-            scores = pq.read_table(path, columns=["object_score"], partitioning=None)
+            scores = pq.read_table(path.absolute(), columns=["object_score"], partitioning=None)
             seen = sum(score > 0 for score in scores["object_score"].to_pylist())
             if seen <= _RARELY * len(scores):
                 hardly.append(f"object {path.name.removeprefix('object=')} is on {seen} frames")

@@ -165,7 +165,7 @@ class Manifest:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")  # of which pyarrow would read every file
         if path.exists():
-            for fields_of_row in pq.read_table(path, partitioning=None).to_pylist():
+            for fields_of_row in pq.read_table(path.absolute(), partitioning=None).to_pylist():
                 row = _read_row(fields_of_row)
                 self._rows[row.stage, row.artifact] = row
 
@@ -343,7 +343,9 @@ class Manifest:
     def _write(self) -> None:
         rows = [asdict(row) for row in self._rows.values()]
         with replacing(self._root / FILE_NAME, self._check) as temporary:
-            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary, compression="zstd")
+            # absolute here and elsewhere: pyarrow takes a:b for an address
+            table = pa.Table.from_pylist(rows, SCHEMA)
+            pq.write_table(table, temporary.absolute(), compression="zstd")
         self._is_behind = False
 
 

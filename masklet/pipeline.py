@@ -283,7 +283,7 @@ def run_job(
 
     Raises UserError, before anything is written, for whatever is wrong with the job.
     """
-    steps, out = steps or Steps(), out.absolute()
+    steps = steps or Steps()
     order, plan = _prepare(job, out, steps, force, verify)
     with open_run(order, out, progress, wait=wait) as run:
         if job.preview:
@@ -313,7 +313,6 @@ def dry_run(
     them counts as changed if something else is to be tracked, and if the same is to be tracked
     again, as the same but for rounding.
     """
-    out = out.absolute()
     order, _ = _prepare(job, out, Steps(), force, verify)
     manifest = open_manifest(out, verify=verify)
     decisions = works.decide(order.asked, manifest, order.force)

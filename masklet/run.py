@@ -186,7 +186,7 @@ class Run:
 
 
 def run_directory(out: str | Path) -> Path:
-    """The absolute path of a run directory; raises UserError for an empty one, or an address.
+    """The run directory of this name; raises UserError for an empty one, or an address.
 
     As a path that would be the working directory, and an unset variable is easily passed on.
     """
@@ -194,7 +194,7 @@ def run_directory(out: str | Path) -> Path:
         raise UserError("out is empty: name a directory for the outputs, '.' for this one")
     if "://" in str(out):
         raise UserError(f"{out}: is an address; a run writes into a directory of this machine")
-    return Path(out).absolute()
+    return Path(out)
 
 
 @contextmanager

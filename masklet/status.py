@@ -98,7 +98,6 @@ def read_status(root: Path, *, verify: bool = False) -> Status:
     With `verify` every file is hashed; otherwise those whose size and times are as recorded are
     believed. Raises UserError if there is no manifest, or none that can be read.
     """
-    root = root.absolute()
     manifest, holder = open_manifest(root, verify=verify), lock.holder(root)
     if not manifest.rows() and holder is None:
         raise UserError(f"{root}: is no run directory: there is no manifest.parquet in it")

@@ -24,10 +24,16 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
-def absolute(place: str) -> str:
-    """The same place wherever a process works; raises UserError for an empty one."""
+def require_name(place: str) -> str:
+    """The place, if it has a name; raises UserError otherwise."""
     if place == "":
         raise UserError("out is empty: name a directory for the outputs, '.' for this one")
+    return place
+
+
+def absolute(place: str) -> str:
+    """The same place wherever a process works; raises UserError for an empty one."""
+    require_name(place)
     return place if is_url(place) else str(Path(place).absolute())
 
 

@@ -151,7 +151,7 @@ def _write_part(path: Path, rows: Sequence[MaskletRow], object_id: ObjectId) -> 
     about = {"object_id": json.dumps(object_id), "height": str(height), "width": str(width)}
     pq.write_table(
         table.replace_schema_metadata(about),
-        path,
+        path.absolute(),
         compression="zstd",
         use_dictionary=False,
         write_statistics=["frame_index"],
@@ -167,7 +167,7 @@ def _write_part(path: Path, rows: Sequence[MaskletRow], object_id: ObjectId) -> 
 def read_masklet(folder: Path) -> Iterator[MaskletRow]:
     """Read an object's rows by ascending frame_index, one part in memory at a time."""
     for part in sorted(folder.glob(_PARTS)):
-        table = pq.read_table(part, partitioning=None)
+        table = pq.read_table(part.absolute(), partitioning=None)
         about = table.schema.metadata
         shape = int(about[b"height"]), int(about[b"width"])
         logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(-1, *shape)

@@ -261,7 +261,7 @@ def test_an_empty_zip(path: Path) -> None:
 
 def test_a_zip_that_is_missing_or_a_directory(tmp_path: Path) -> None:
     assert "No such file" in refusal(tmp_path / "none.zip", read=False)
-    assert "Is a directory" in refusal(tmp_path, read=False)
+    assert "is not a file" in refusal(tmp_path, read=False)
     assert "is not a zip of masks" in refusal(tmp_path / "a\0b.zip", read=False)
 
 
