@@ -235,7 +235,7 @@ def _of_jsonl(path: Path) -> Iterator[_Row]:
 def _of_parquet(path: Path) -> Iterator[_Row]:
     import pyarrow.parquet as pq  # not for every command
 
-    file = pq.ParquetFile(path.absolute())
+    file = pq.ParquetFile(path.absolute())  # a:b would be an address
     about = file.metadata
     size = sum(about.row_group(at).total_byte_size for at in range(about.num_row_groups))
     if about.num_rows > MAX_ITEMS or size > MAX_BYTES:

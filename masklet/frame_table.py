@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from masklet.atomic import replacing
 from masklet.media import (
@@ -20,6 +19,7 @@ from masklet.media import (
     Transfer,
     image_names,
 )
+from masklet.parquet import read_table, write_table
 
 FILE_NAME = "frames.parquet"
 
@@ -54,9 +54,7 @@ def write_frame_table(source: Source, path: Path) -> int:
     )
     text = {name: str(value) for name, value in about.items()}
     with replacing(path) as temporary:
-        pq.write_table(
-            table.replace_schema_metadata(text), temporary.absolute(), compression="zstd"
-        )
+        write_table(table.replace_schema_metadata(text), temporary)
     return source.num_frames
 
 
@@ -72,7 +70,7 @@ def read_frame_table(path: Path, file: Path, sha256: str) -> Source:
 
 
 def _read(path: Path, file: Path, sha256: str) -> Source:
-    table = pq.read_table(path.absolute(), columns=["pts"], partitioning=None)
+    table = read_table(path, ["pts"])
     about = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
     width, height, kind = int(about["width"]), int(about["height"]), about["kind"]
     if kind == "image":

@@ -27,6 +27,7 @@ from masklet.atomic import remove_temporary_files
 from masklet.dataset import Dataset, Item
 from masklet.errors import UserError
 from masklet.item_table import ItemRow, ItemTable, blank_row, read_rows
+from masklet.parquet import read_table
 from masklet.pipeline import (
     Outputs,
     Steps,
@@ -143,14 +144,12 @@ def run_item(
 
 def what_to_look_at(folder: Path, outputs: Outputs) -> str:
     """One line on a damaged source and objects that are hardly seen; '' if there is nothing."""
-    import pyarrow.parquet as pq
-
     damage = outputs.summary.get("damage")
     found = [f"the source is damaged: {damage}"] if damage else []
     hardly = []
     if "masklets" in outputs.files:
         for path in sorted(Path(folder, "masklets").glob("object=*")):
-            scores = pq.read_table(path.absolute(), columns=["object_score"], partitioning=None)
+            scores = read_table(path, ["object_score"])
             seen = sum(score > 0 for score in scores["object_score"].to_pylist())
             if seen <= _RARELY * len(scores):
                 hardly.append(f"object {path.name.removeprefix('object=')} is on {seen} frames")

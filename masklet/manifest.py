@@ -16,10 +16,10 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from masklet.atomic import replacing
 from masklet.content import Stamp, content_hash
+from masklet.parquet import read_table, write_table
 
 SCHEMA_VERSION = 2
 FILE_NAME = "manifest.parquet"
@@ -165,7 +165,7 @@ class Manifest:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")  # of which pyarrow would read every file
         if path.exists():
-            for fields_of_row in pq.read_table(path.absolute(), partitioning=None).to_pylist():
+            for fields_of_row in read_table(path).to_pylist():
                 row = _read_row(fields_of_row)
                 self._rows[row.stage, row.artifact] = row
 
@@ -343,9 +343,7 @@ class Manifest:
     def _write(self) -> None:
         rows = [asdict(row) for row in self._rows.values()]
         with replacing(self._root / FILE_NAME, self._check) as temporary:
-            # absolute here and elsewhere: pyarrow takes a:b for an address
-            table = pa.Table.from_pylist(rows, SCHEMA)
-            pq.write_table(table, temporary.absolute(), compression="zstd")
+            write_table(pa.Table.from_pylist(rows, SCHEMA), temporary)
         self._is_behind = False
 
 

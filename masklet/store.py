@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from masklet.atomic import replacing
 from masklet.job import ObjectId
+from masklet.parquet import read_table, write_table
 
 # 255 * sigmoid rounds to 0 or 255 beyond ±6.24; the rest is room for rounding in the interpolation
 SATURATION = 6.3
@@ -149,10 +149,9 @@ def _write_part(path: Path, rows: Sequence[MaskletRow], object_id: ObjectId) -> 
         }
     )
     about = {"object_id": json.dumps(object_id), "height": str(height), "width": str(width)}
-    pq.write_table(
+    write_table(
         table.replace_schema_metadata(about),
-        path.absolute(),
-        compression="zstd",
+        path,
         use_dictionary=False,
         write_statistics=["frame_index"],
         # the bytes of neighbouring floats are alike place by place
@@ -167,7 +166,7 @@ def _write_part(path: Path, rows: Sequence[MaskletRow], object_id: ObjectId) -> 
 def read_masklet(folder: Path) -> Iterator[MaskletRow]:
     """Read an object's rows by ascending frame_index, one part in memory at a time."""
     for part in sorted(folder.glob(_PARTS)):
-        table = pq.read_table(part.absolute(), partitioning=None)
+        table = read_table(part)
         about = table.schema.metadata
         shape = int(about[b"height"]), int(about[b"width"])
         logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(-1, *shape)
