@@ -15,12 +15,12 @@ from PIL import Image, UnidentifiedImageError
 
 from masklet.errors import UserError
 from masklet.job import OBJECT_ID_PATTERN, ObjectId
+from masklet.zips import is_encrypted, is_read_in_pieces
 
 MAX_MEMBERS = 100_000
 MAX_BYTES = 2**32  # of all masks in memory, one byte a pixel
 _MEMBER_NAME = re.compile(rf"(\d{{1,9}})_({OBJECT_ID_PATTERN})\.(png|npy)", re.ASCII)
 _LEFT_BY_MACOS = re.compile(r"__MACOSX/|\.DS_Store$")
-_ENCRYPTED = 0x1
 _NPY_HEADER_BYTES = 4096
 
 
@@ -106,12 +106,11 @@ class MaskPrompts:
                 f"{self._path}: {member.filename[:100]!r} is not named "
                 "{frame_index}_{object_id}.png or .npy, with an id of letters, digits, '_.-'"
             )
-        if member.flag_bits & _ENCRYPTED:
+        if is_encrypted(member):
             raise UserError(
                 f"{self._path}: {member.filename!r} is encrypted; zip it without a password"
             )
-        # of the others zipfile unpacks all that it has read, however little of it is asked for
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if not is_read_in_pieces(member):
             raise UserError(
                 f"{self._path}: {member.filename!r} is packed in an unusual way; zip it with "
                 "deflate, or stored"

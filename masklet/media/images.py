@@ -23,6 +23,7 @@ from masklet.errors import UserError
 from masklet.media.image import ImageDecoder, check_length, read_limited
 from masklet.media.process import display_name, opened
 from masklet.media.source import Source
+from masklet.zips import is_encrypted, is_read_in_pieces
 
 FRAME_RATE = Fraction(24)
 """Of a folder or a zip; the images have no times."""
@@ -32,7 +33,6 @@ PROBE_SECONDS = 120.0
 """For decoding every frame of an animation once."""
 
 _BOMB_BYTES, _BOMB_RATIO = 2**24, 200
-_ENCRYPTED = 0x1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +197,9 @@ def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
         raise UserError(f"{shown} has a name that leads elsewhere: zip plain files")
     if stat.S_ISLNK(member.external_attr >> 16):
         raise UserError(f"{shown} is a link: zip the file itself")
-    if member.flag_bits & _ENCRYPTED:
+    if is_encrypted(member):
         raise UserError(f"{shown} is encrypted: zip it without a password")
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    if not is_read_in_pieces(member):
         raise UserError(f"{shown} is packed in an unusual way: zip it with deflate, or stored")
     check_length(member.file_size, shown)
 
