@@ -18,6 +18,7 @@ from masklet.job import SegmentJob
 from masklet.manifest import FILE_NAME, INPUT, Done, InputFile, Manifest, Reason, Work
 from masklet.models import ModelSpec
 from masklet.standings import CHECKPOINT, standings
+from masklet.storage import is_url, require_name
 from masklet.store import object_folder, part_hashes
 from masklet.works import Asked, Force
 
@@ -186,13 +187,8 @@ class Run:
 
 
 def run_directory(out: str | Path) -> Path:
-    """The run directory of this name; raises UserError for an empty one, or an address.
-
-    As a path that would be the working directory, and an unset variable is easily passed on.
-    """
-    if out == "":
-        raise UserError("out is empty: name a directory for the outputs, '.' for this one")
-    if "://" in str(out):
+    """The run directory of this name; raises UserError for an empty one, or an address."""
+    if is_url(require_name(str(out))):
         raise UserError(f"{out}: is an address; a run writes into a directory of this machine")
     return Path(out)
 

@@ -25,7 +25,10 @@ def is_url(place: str) -> bool:
 
 
 def require_name(place: str) -> str:
-    """The place, if it has a name; raises UserError otherwise."""
+    """The same place; raises UserError for an empty one.
+
+    As a path that would be the working directory, and an unset variable is easily passed on.
+    """
     if place == "":
         raise UserError("out is empty: name a directory for the outputs, '.' for this one")
     return place
