@@ -147,14 +147,16 @@ def test_exports_at_once_leave_torch_its_threads() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     exports = [_in_order(lambda item: item, range(100)) for _ in range(2)]
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
-        for pool, export in zip((one, other), exports, strict=True):
-            pool.submit(next, export).result()
-        for pool, export in zip((one, other), exports, strict=True):
-            pool.submit(export.close).result()
-    with ThreadPoolExecutor(1) as later:
-        assert later.submit(torch.get_num_threads).result() == 2
-    torch.set_num_threads(before)
+    try:
+        with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+            for pool, export in zip((one, other), exports, strict=True):
+                pool.submit(next, export).result()
+            for pool, export in zip((one, other), exports, strict=True):
+                pool.submit(export.close).result()
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_failure_leaves_what_was_there(plan: Plan, tmp_path: Path) -> None:

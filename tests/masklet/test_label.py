@@ -13,6 +13,7 @@ import uuid
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,20 +134,11 @@ def test_processes_do_what_one_does(dataset: Dataset, tmp_path: Path) -> None:
         assert whole[0].read_bytes() == whole[1].read_bytes()
 
 
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_an_item_whose_process_dies_fails_alone(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sent: signal.Signals, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label, "_run_in_pool", die_at_b)
-    out = tmp_path / "out"
-    summary = label_dataset(dataset, str(out), processes=2)
-    assert statuses(out) == {"a": "done", "b": "failed", "c": "done"}
-    assert summary["failures"][0]["error"].startswith("its process died")
-
-
-def test_a_process_that_is_asked_to_end_takes_no_other_item_along(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(label, "_begin", begin_with_end_at_b)
+    monkeypatch.setattr(label, "_begin", partial(begin_with_signal_at_b, sent))
     out = tmp_path / "out"
     summary = label_dataset(dataset, str(out), processes=2)
     assert statuses(out) == {"a": "done", "b": "failed", "c": "done"}
@@ -165,29 +157,19 @@ def test_children_of_whoever_labels_are_left_alone(dataset: Dataset, tmp_path: P
         child.kill()
 
 
-def begin_with_end_at_b(threads: int) -> None:
+def begin_with_signal_at_b(sent: signal.Signals, threads: int) -> None:
+    """Begins a process that is killed at b, or asked to end, for want of memory for instance."""
     BEGIN(threads)
-    label.run_item = end_at_b
 
+    def run_item(item: Item, *given: Any, **options: Any) -> ItemRow:
+        if item.item_id == "b":
+            os.kill(os.getpid(), sent)
+        return RUN_ITEM(item, *given, **options)
 
-def end_at_b(item: Item, *given: Any, **options: Any) -> ItemRow:
-    """Stands in for a process that is asked to end, as by a guard against want of memory."""
-    if item.item_id == "b":
-        os.kill(os.getpid(), signal.SIGTERM)
-    return RUN_ITEM(item, *given, **options)
+    label.run_item = run_item
 
 
 RUN_ITEM, BEGIN = label.run_item, label._begin
-
-
-def die_at_b(item: Item, *given: Any) -> ItemRow:
-    """Stands in for a process that is killed for want of memory."""
-    if item.item_id == "b":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return RUN_IN_POOL(item, *given)
-
-
-RUN_IN_POOL = label._run_in_pool
 
 
 def test_a_killed_run_loses_nothing(folder: Path, tmp_path: Path) -> None:
