@@ -32,11 +32,11 @@ class Replay:
         """What a rank draws again in this step."""
         return self.due[step][rank] if step in self.due else []
 
-    def take_in(self, step: int, worst: list[Seed], ranks: int) -> None:
-        """After a step of all ranks: forget what came in it, remember each rank's worst clips."""
-        everyone: list[list[Seed]] = [worst] * ranks
+    def take_in(self, step: int, hard: list[Seed], ranks: int) -> None:
+        """After a step of all ranks: forget what came in it, remember each rank's hard clips."""
+        everyone = [hard] * ranks
         if ranks > 1:
-            dist.all_gather_object(everyone, worst)
+            dist.all_gather_object(everyone, hard)
         self.due.pop(step, None)
         self.due[step + AFTER] = everyone
 
