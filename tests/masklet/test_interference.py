@@ -187,7 +187,7 @@ def test_a_run_whose_directory_was_removed_leaves_the_next_ones_alone(
 
 @pytest.mark.parametrize(
     ("function", "file"),
-    [("content_hash", "bbox_tracking.json"), ("pq.write_table", ".manifest.parquet.*.tmp")],
+    [("content_hash", "bbox_tracking.json"), ("write_table", ".manifest.parquet.*.tmp")],
 )
 def test_a_directory_that_is_removed_while_a_work_is_recorded(
     function: str,
@@ -312,7 +312,7 @@ def test_what_cannot_be_gone_on_from_is_not_promised(
 
 
 def test_a_folder_with_the_name_of_a_temporary_file(fields: dict[str, Any], out: Path) -> None:
-    (out / ".x.tmp").mkdir()
+    (out / ".x.1.tmp").mkdir()
     before = files_of(out)
     run_job(make_job(fields), out)
     assert files_of(out) == before
