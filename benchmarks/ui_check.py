@@ -73,9 +73,12 @@ def main() -> None:
     parser.add_argument("--browser", help="Chromium's executable, if it is not playwright's own")
     parser.add_argument("--out", type=Path, default=Path("out/ui"), help="folder for screenshots")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
+        browser = Path(options.browser or playwright.chromium.executable_path)
+        if not browser.exists():
+            parser.error(f"no Chromium at {browser}: install it, or say --browser PATH")
+        options.out.mkdir(parents=True, exist_ok=True)
         folder = Path(temporary)
         write_disc(folder / "disc.mp4")
         # a container has neither the sandbox nor much shared memory
