@@ -5,8 +5,8 @@
 Uses a server and a worker of its own. Checks that the form has every field of a job with its
 description, its default and its choices; that points and boxes are entered by hand; that wrong
 values are refused; that a run shows its stages, logs and pictures; and that a run which waits for
-approval goes on. Screenshots lie in out/ui. Needs `pip install playwright`, and Chromium, from the
-system or by `playwright install chromium`.
+approval goes on. Screenshots lie in out/ui; last.png is the page as the last check left it. Needs
+`pip install playwright`, and Chromium, from the system or by `playwright install chromium`.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from masklet.job import SegmentJob
 from masklet.models import model_names
 
 _PATIENCE = 60_000  # milliseconds
+_ON_ALL_FRAMES = "is on 20 of 20 frames"
 
 
 class Form:
@@ -89,7 +90,10 @@ def main() -> None:
                 page = chromium.new_page(viewport={"width": 1400, "height": 1000})
                 page.set_default_timeout(_PATIENCE)
                 expect.set_options(timeout=_PATIENCE)
-                check(page, stack, folder, options.out)
+                try:
+                    check(page, stack, folder, options.out)
+                finally:
+                    page.screenshot(path=options.out / "last.png")
                 page.close()
                 console.print(f"{check.__name__:<12} as expected")
         chromium.close()
@@ -155,10 +159,12 @@ def run_by_hand(page: Page, stack: Stack, folder: Path, out: Path) -> None:
     run = newest_run(stack)
     state = stack.ended(run)
     check(state[0] == "COMPLETED", f"a completed run, not {state}")
+    # of a run that has ended the newer page asks for the logs once, and some may still be under way
+    wait_for("the logs of the run", lambda: _when(_ON_ALL_FRAMES in logs_of(stack, run)), 60)
     page.set_viewport_size({"width": 1400, "height": 1400})
     for version, prefix in (("v2", "/v2"), ("v1", "")):
         page.goto(f"{stack.url}{prefix}/runs/flow-run/{run}")
-        expect(page.get_by_text("is on 20 of 20 frames").first).to_be_visible()
+        expect(page.get_by_text(_ON_ALL_FRAMES).first).to_be_visible()
         page.wait_for_timeout(10_000)  # the graph is drawn, and moves into its place
         page.screenshot(path=out / f"run-{version}.png")
         page.get_by_role("tab", name="Artifacts").or_(
@@ -214,6 +220,11 @@ def newest_run(stack: Stack) -> str:
 
 
 _SEEN: set[str] = set()
+
+
+def logs_of(stack: Stack, run: str) -> str:
+    found = stack.curl("/logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}})
+    return "\n".join(log["message"] for log in found)
 
 
 def newest_artifact(stack: Stack, run: str, key: str) -> str:
