@@ -95,7 +95,11 @@ def _usable(
         if found_here and found_here.key == work.key:
             at = found_here.standing
             is_published = at.steps == steps and at.parts == part_hashes(place)
-            if is_published or at.parts.items() <= part_hashes(grown).items():
+            there = part_hashes(grown)
+            if is_published or at.parts.items() <= there.items():
+                # what came after the checkpoint is made again, or is of another job
+                for name in there.keys() - at.parts.keys():
+                    (grown / name).unlink()
                 kept[one] = found_here
                 continue
         shutil.rmtree(grown, ignore_errors=True)

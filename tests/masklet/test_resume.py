@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from masklet import propagate, tracking
+from masklet import propagate, store, tracking
 from masklet.atomic import TEMPORARY_FILES
 from masklet.checkpoint import Kept, Standing, save_checkpoint
 from masklet.cli.tables import print_status
@@ -150,6 +150,26 @@ def test_another_job_does_not_go_on(
     run_job(make_job(other), tmp_path / "other")
     assert steps_taken == [0, 0, 0]
     assert contents(out) == contents(tmp_path / "other")
+
+
+def test_parts_of_another_job_are_not_taken_in(
+    fields: dict[str, Any],
+    whole: dict[str, bytes],
+    steps_taken: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A checkpoint without parts, and then a job that was cut off before it kept one."""
+    out = tmp_path / "out"
+    cut_off(fields, out, 9)
+    monkeypatch.setenv("MASKLET_CHECKPOINT_SECONDS", "3600")
+    monkeypatch.setattr(store, "PART_ROWS", 2)
+    cut_off({**fields, "start_frame": 2}, out, 9)
+    grown = list((out / ".tracking").glob("object=*/*.parquet"))
+    assert grown
+    monkeypatch.undo()
+    run_job(make_job(fields), out)
+    assert contents(out) == whole
 
 
 def test_force_begins_anew(fields: dict[str, Any], steps_taken: list[int], tmp_path: Path) -> None:
