@@ -77,7 +77,7 @@ def _ascending(source: Source, indices: Sequence[int]) -> Frames:
     if isinstance(source, AnimationSource):
         yield from read_animation(source, indices)
         return
-    for stretch in _stretches(indices):
+    for stretch in _stretches(indices, FAR_FRAMES if source.seekable else source.num_frames):
         done = 0
         while done < len(stretch):
             before = done
@@ -94,12 +94,12 @@ def _ascending(source: Source, indices: Sequence[int]) -> Frames:
                 )
 
 
-def _stretches(indices: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Cut the indices where a gap is far, and so that no piece has too many runs."""
+def _stretches(indices: Sequence[int], far: int) -> Iterator[Sequence[int]]:
+    """Cut the indices at gaps of over `far` frames, and so that no piece has too many runs."""
     start = runs = 0
     for position, (before, after) in enumerate(pairwise(indices), start=1):
         runs += after > before + 1
-        if after - before > FAR_FRAMES or runs >= _RUNS:
+        if after - before > far or runs >= _RUNS:
             yield indices[start:position]
             start, runs = position, 0
     if indices:

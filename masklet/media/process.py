@@ -188,6 +188,7 @@ class Child:
         address_space: int = MAX_ADDRESS_SPACE,
     ) -> None:
         self._deadline = None if limit is None else time.monotonic() + limit
+        self._input = None if isinstance(stdin, int) else stdin
         self._process = subprocess.Popen(
             arguments,
             stdin=stdin,
@@ -294,11 +295,28 @@ class Child:
 
     def _wait(self, fd: int, event: int) -> None:
         """Return when `fd` can be read or written."""
-        deadline = time.monotonic() + STALL_SECONDS
-        if self._deadline is not None:
-            deadline = min(deadline, self._deadline)
-        while not self._poll(fd, event, deadline):
-            pass
+        while True:
+            read = self._bytes_read()
+            deadline = time.monotonic() + STALL_SECONDS
+            if self._deadline is not None:
+                deadline = min(deadline, self._deadline)
+            try:
+                while not self._poll(fd, event, deadline):
+                    pass
+                return
+            except Stalled:
+                is_late = self._deadline is not None and deadline == self._deadline
+                if is_late or self._bytes_read() == read:
+                    raise
+
+    def _bytes_read(self) -> int:
+        """Where the child stands in the file it has from us: while it skips, it says nothing."""
+        if self._input is None:
+            return 0
+        try:
+            return os.lseek(self._input.fileno(), 0, os.SEEK_CUR)
+        except OSError:  # of no file that has places
+            return 0
 
     def _poll(self, fd: int | None, event: int, deadline: float) -> bool:
         """Wait once, taking what stderr says on the way: a full stderr would block the child."""

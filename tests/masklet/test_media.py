@@ -21,7 +21,7 @@ from PIL import Image
 from masklet.errors import UserError
 from masklet.media import Source, probe, process, read_frames, write_video
 from masklet.media.decode import FAR_FRAMES
-from masklet.media.process import Child
+from masklet.media.process import Child, Stalled
 
 WIDTH, HEIGHT, BLOCK = 128, 96, 32
 FRAMES = 100
@@ -163,6 +163,26 @@ def test_a_far_frame_is_reached_by_a_seek(tmp_path: Path, monkeypatch: pytest.Mo
     assert None not in seeks[1:]
     down = range(total - 1, total - 80, -1)
     assert numbers(source, down) == list(down)
+
+
+def test_a_file_that_cannot_be_seeked_is_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = 2 * FAR_FRAMES + 100
+    raw = b"".join(picture(n).tobytes() for n in range(total))
+    source = probe(make(tmp_path / "long.h264", *X264, "-g", "50", raw=raw))
+    assert not source.seekable
+    decoders = []
+    real = process.video_input
+
+    def spy(*, seek: float | None = None) -> object:
+        decoders.append(seek)
+        return real(seek=seek)
+
+    monkeypatch.setattr(process, "video_input", spy)
+    wanted = [0, FAR_FRAMES + 50, total - 1]
+    assert numbers(source, wanted) == wanted
+    assert decoders == [None]
 
 
 def test_no_indices_no_frames_and_wrong_indices(probed: Callable[[str], Source]) -> None:
@@ -373,6 +393,40 @@ def test_a_decoder_without_progress_is_stopped(
     before = children()
     refused(path, r"stopped on h264\.mkv")
     assert children() == before
+
+
+def test_a_decoder_that_reads_on_makes_progress(
+    video: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that skips to a late frame says nothing for long, but reads the file."""
+    silent: list[float] = []
+
+    def no_word(child: Child, fd: int, event: int, deadline: float) -> bool:
+        silent.append(deadline)
+        if len(silent) <= 3:
+            os.lseek(file.fileno(), len(silent), os.SEEK_SET)
+        raise Stalled
+
+    with video("raw.h264").open("rb") as file:
+        with Child(["sleep", "1000"], stdin=file) as child, monkeypatch.context() as patch:
+            patch.setattr(Child, "_poll", no_word)
+            with pytest.raises(Stalled):
+                next(child.lines(child.stdout))
+        assert len(silent) == 4
+        silent.clear()
+        with Child(["sleep", "1000"], stdin=file, limit=0) as child:
+            monkeypatch.setattr(Child, "_poll", no_word)
+            with pytest.raises(Stalled):
+                next(child.lines(child.stdout))
+        assert len(silent) == 1
+
+
+def test_how_far_a_decoder_has_read_is_known(video: Callable[[str], Path]) -> None:
+    path = video("raw.h264")
+    output = process.ffmpeg.output(process.video_input(), "pipe:", f="null")
+    with path.open("rb") as file, Child(process.command(output), stdin=file) as child:
+        assert child.finish() == 0
+        assert file.tell() == path.stat().st_size
 
 
 def test_much_on_stderr_does_not_block(
