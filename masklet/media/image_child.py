@@ -27,7 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 ANIMATIONS = ("PNG", "WEBP", "GIF", "AVIF")
 MAX_FILE_BYTES = 2**29
 CPU_SECONDS = 10
-"""For each request."""
+"""For each request, and for each frame of an animation."""
 MAX_FRAMES = 100_000
 BROWSER_MILLISECONDS = 100
 """How long browsers show a frame that says 0."""
@@ -86,17 +86,21 @@ class Animation:
             self.durations = [self._duration(index) for index in range(count)]
 
     def _duration(self, index: int) -> int:
-        _allow_time()
         self._load(index)
         return max(0, round(self._image.info.get("duration", 0))) or BROWSER_MILLISECONDS
 
     def _load(self, index: int) -> None:
+        _allow_time()
         self._image.seek(self._first + index)
         self._image.load()
+        self._loaded = index
 
     def frame(self, index: int) -> Image.Image:
         with _refusing():
-            self._load(index)
+            # one by one, as the decoders go: each frame has its time
+            begin = 0 if index < self._loaded else self._loaded + 1
+            for before in range(begin, index + 1):
+                self._load(before)
             return _opaque(_upright(self._image))
 
 

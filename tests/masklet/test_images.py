@@ -365,6 +365,19 @@ def test_an_animation_is_a_video(format: str, tmp_path: Path) -> None:
     assert numbers(source, [1, 3]) == [1, 3]
 
 
+@pytest.mark.parametrize("format", ["WEBP", "PNG"])
+def test_a_late_frame_of_an_animation_has_the_time_of_those_before_it(
+    format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed: list[int] = []
+    moving = image_child.Animation(animation(format))
+    monkeypatch.setattr(image_child, "_allow_time", lambda: allowed.append(1))
+    for index, frames in [(4, 0), (2, 3), (2, 0), (4, 2), (0, 1)]:
+        allowed.clear()
+        assert number(np.asarray(moving.frame(index))) == index
+        assert len(allowed) == frames
+
+
 def test_frames_that_hold_only_what_changed_are_whole(tmp_path: Path) -> None:
     still = Image.fromarray(picture(0)).convert("RGBA")
     frames = [still.copy() for _ in range(3)]
