@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WEB = ("http", "https")
 MAX_LENGTH = 8192
 # with the colons of chained addresses such as zip::http://, to refuse them by their scheme
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*?)://")
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.:-]*?)://")
 
 
 def scheme_of(file: str | Path) -> str:
@@ -28,12 +28,17 @@ def scheme_of(file: str | Path) -> str:
 
 
 def shown_address(file: str | Path) -> str:
-    """An address without user info, query and fragment; a path as it is."""
-    scheme = scheme_of(file)
+    """An address without user info, query and fragment; a path as it is.
+
+    Of what is neither, an address with something before it, nothing is shown.
+    """
+    scheme, text = scheme_of(file), str(file).strip()
+    if not scheme and "://" in text:
+        return "…"
     if scheme in ("", "file"):
         return str(file)
     try:
-        parts = urlsplit(str(file))
+        parts = urlsplit(text)
         host, _ = parts.netloc.rpartition("@")[2], parts.port
     except ValueError:  # a port that is no number may be a part of a password
         host = ""

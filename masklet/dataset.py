@@ -131,8 +131,10 @@ def read_dataset(
         try:
             if row.problem:
                 raise UserError(row.problem)
-            _check_id(item_id, items)
+            if not file:
+                raise UserError(_ITEM)
             job = make_job(fields | dict(overrides or {}), base=base)
+            _check_id(item_id, items)
             _check_files(job)
             if weights and (trouble := _trouble_with_weights(job, known_weights)):
                 raise UserError(trouble)
@@ -312,7 +314,7 @@ def _without_none(value: Any) -> Any:
 
 def _check_id(item_id: str, taken: Mapping[str, Item]) -> None:
     if not item_id:
-        raise UserError(_ITEM)
+        raise UserError("there is no item_id, and the file's name gives none")
     if not re.fullmatch(ITEM_ID_PATTERN, item_id):
         raise UserError(
             "the item_id is not safe as the name of a folder; it is 1 to 128 letters, digits, "

@@ -27,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from masklet.addresses import scheme_of
 from masklet.errors import UserError
 
 OBJECT_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
@@ -204,7 +205,12 @@ class SegmentJob(BaseModel):
     @field_validator("file")
     @classmethod
     def _source_beside_the_job_file(cls, value: str, info: ValidationInfo) -> str:
-        return value if "://" in value else str(_relative_to(value, info))
+        if "://" not in value:
+            return str(_relative_to(value, info))
+        if not scheme_of(value):
+            # it is not shown, as it may be an address with a secret in it
+            raise _invalid("is neither a path nor an address, which begins as https:// does")
+        return value.strip()
 
 
 def job_schema() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 
 from masklet.dataset import Dataset, DatasetError, read_dataset
 from masklet.errors import UserError
+from masklet.item_table import blank_row
 
 CLICK = {"frame_index": 0, "object_id": 1, "points": [[40.0, 45.0]], "labels": [1]}
 NANO = {"model_type": "nano"}
@@ -191,6 +192,22 @@ def test_what_is_no_dataset_is_refused_in_one_line(
     with pytest.raises(UserError, match="set") as refusal:
         read_dataset(tmp_path / name)
     assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize("start", [" ", "\t", "'", "videos/"])
+def test_of_an_address_with_something_before_it_no_secret_is_shown(
+    start: str, tmp_path: Path
+) -> None:
+    address = f"{start}https://me:SECRET@h.example/v.mp4?sig=SECRET"
+    jobs = [{"file": address, "prompts": [{"frame_index": 999}]}, {"file": address}]
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    found = read_dataset(tmp_path / "jobs.json")
+    for problem in found.problems:
+        assert "SECRET" not in problem.message
+        row = blank_row("a", problem.file, "out", "")
+        assert "SECRET" not in str(row)
+    if start.strip():
+        assert "is neither a path nor an address" in found.problems[0].message
 
 
 def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:

@@ -634,6 +634,8 @@ def test_credentials_are_sent_and_shown_nowhere(
         ("https://[SECRET/", "https://…"),
         ("s3://bucket/key?versionId=SECRET", "s3://bucket/key"),
         ("/videos/a?b#c@d.mp4", "/videos/a?b#c@d.mp4"),
+        (" https://me:SECRET@h/a?SECRET", "https://h/a"),
+        ("'https://me:SECRET@h/a?SECRET'", "…"),
     ],
 )
 def test_what_is_shown_of_an_address(address: str, shown: str) -> None:
