@@ -400,7 +400,7 @@ def _keep_inputs(source: Path, job: SegmentJob, weights: Weights, out: Path) -> 
     """Refuse a job that would write over what it reads."""
     own = ["outputs.json", "price.json", "manifest.parquet", "masklets", works.PREVIEW, FRAMES]
     # not by Path.resolve, which raises an error of its own for links that go round
-    written = {_real(out / name) for name in [*own, *(e.file for e in EXPORTS.values())]}
+    written = {_real(out / name) for name in [*own, *works.export_files()]}
     for given in (source, job.mask_prompts, weights.file.path):
         if given is None:
             continue

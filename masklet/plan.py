@@ -16,6 +16,9 @@ from masklet.media import ImageSource, Source
 
 Direction: TypeAlias = Literal["forward", "backward", "both"]
 
+IMAGE_MASKS = 3
+"""How many masks the model holds possible for the prompts of an image."""
+
 
 @dataclass(frozen=True)
 class Clicks:
@@ -262,9 +265,8 @@ def _of_image(job: SegmentJob, masks: MaskPrompts | None) -> tuple[ObjectPlan, .
     else:
         raise UserError(f"{job.mask_prompts}: no pixel is set; mark the object, or give points")
     said = FramePrompts(mask, (clicks,))
-    return tuple(
-        ObjectPlan(number, {0: said}) for number in range(3 if job.multimask_output else 1)
-    )
+    count = IMAGE_MASKS if job.multimask_output else 1
+    return tuple(ObjectPlan(number, {0: said}) for number in range(count))
 
 
 def _merged(prompts: Sequence[Prompt]) -> Clicks:

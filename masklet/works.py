@@ -20,7 +20,7 @@ from masklet.frame_table import FILE_NAME as FRAMES
 from masklet.job import ObjectId, SegmentJob
 from masklet.manifest import Manifest, Reason, Row, Work
 from masklet.models import ModelSpec
-from masklet.plan import FramePrompts, ObjectPlan, Plan
+from masklet.plan import IMAGE_MASKS, FramePrompts, ObjectPlan, Plan
 from masklet.price import price_of
 
 CODE_VERSIONS = {"ingest": 3, "check_prompts": 1, "propagate": 2, "preview": 3, "finish": 1}
@@ -278,6 +278,16 @@ def possible_exports(asked: Asked, masklets: Mapping[str, str]) -> list[Work]:
     numbers = [number for _, number in map(split_name, asked.outputs)]
     names = [_numbered(name, number) for name in EXPORTS for number in dict.fromkeys(numbers)]
     return [export_work(asked, name, masklets) for name in names]
+
+
+def export_files() -> list[str]:
+    """Every file that an output can have, with those of each of an image's masks."""
+    numbers: list[ObjectId | None] = [None, *range(IMAGE_MASKS)]
+    return [
+        _numbered(Path(one.file).stem, number) + Path(one.file).suffix
+        for one in EXPORTS.values()
+        for number in numbers
+    ]
 
 
 def preview_work(asked: Asked) -> Work:

@@ -24,7 +24,7 @@ from masklet.exports import EXPORTS
 from masklet.job import SegmentJob, make_job
 from masklet.pipeline import Outputs, dry_run, run_job
 from masklet.status import read_status
-from tests.conftest import FRAMES, HEIGHT, WIDTH, disc
+from tests.conftest import FRAMES, HEIGHT, WIDTH, disc, picture
 
 ALL = {"debug_masks": True, "pixel_confidences": True, "bbox_tracking": True}
 
@@ -410,6 +410,20 @@ def test_a_job_does_not_write_over_what_it_reads(
     own = outputs.files["debug_masks" if field == "file" else "masks"]
     with pytest.raises(UserError, match="is an output of the run directory"):
         run_job(changed(fields, **{field: own}), out)
+    assert contents(out) == before
+
+
+def test_the_masks_of_an_image_are_not_written_over_as_prompts(tmp_path: Path) -> None:
+    Image.fromarray(picture(0)).save(tmp_path / "picture.png")
+    out = tmp_path / "out"
+    fields: dict[str, Any] = {"file": str(tmp_path / "picture.png"), "model_type": "nano"}
+    clicks = {"prompts": [{"frame_index": 0, "object_id": 1, "points": [[40, 45]], "labels": [1]}]}
+    run_job(make_job({**fields, **clicks, "multimask_output": True}), out)
+    before = contents(out)
+    for several in (True, False):
+        given = {"mask_prompts": str(out / "masks_0.zip"), "multimask_output": several}
+        with pytest.raises(UserError, match="is an output of the run directory"):
+            run_job(make_job({**fields, **given}), out)
     assert contents(out) == before
 
 

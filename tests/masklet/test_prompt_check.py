@@ -110,6 +110,22 @@ def test_wrong_prompts_are_one_line_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == [prompts]
 
 
+def test_pictures_do_not_take_the_place_of_the_source(masklet: Masklet, tmp_path: Path) -> None:
+    (tmp_path / "prompts.json").write_text(json.dumps([CLICK]))
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for index in range(2):
+        Image.fromarray(picture(index)).save(frames / f"{index}.png")
+    (tmp_path / "link").symlink_to(frames)
+    before = {path.name: path.read_bytes() for path in frames.iterdir()}
+    for source, out in ((frames, "frames"), (frames, "link"), (frames / "0.png", "frames")):
+        code, _, err = masklet("prompts", "check", "prompts.json", source, "--out", out)
+        assert code == 2
+        assert "is in the place of the source" in err
+        assert len(err.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in frames.iterdir()} == before
+
+
 def test_the_schema_of_a_job(masklet: Masklet) -> None:
     code, out, err = masklet("schema")
     assert (code, err) == (0, "")
