@@ -122,6 +122,8 @@ def _pull(place: str, folder: Path) -> dict[str, Stamp | None]:
     stamps = {}
     with _store(place) as (fs, root):
         for name in there:
+            if _is_hidden(name):
+                continue  # somebody else's, which stays where it is
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise UserError(f"{place}: has a file {name!r}, which is no path in it")
@@ -147,9 +149,13 @@ def _publish(folder: Path, place: str, pulled: dict[str, Stamp | None]) -> None:
 def _published(folder: Path) -> Iterator[Path]:
     """The files of a run directory but for those of the process at work: locks, scratch."""
     for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        hidden = _is_hidden(path.relative_to(folder).as_posix())
         if path.is_file() and not hidden and not path.match(TEMPORARY_FILES):
             yield path
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 @contextmanager

@@ -378,11 +378,14 @@ def test_run_directories_in_a_store(dataset: Dataset, bucket: str, tmp_path: Pat
     assert there == here
     assert storage.list_files(f"{bucket}/b") == {}
 
+    notes = f"{bucket}/a/.notes/a.txt"
+    S3FileSystem().pipe_file(notes, b"somebody's")
     storage.remove(f"{bucket}/c")
     again = label_dataset(dataset, bucket)
     rows = {row.item_id: row.status for row in read_rows(f"{bucket}/dataset.parquet")}
     assert rows == {"a": "reused", "b": "failed", "c": "done"}
     assert (again["done"], again["reused"]) == (1, 1)
+    assert S3FileSystem().cat_file(notes) == b"somebody's"
 
 
 def test_a_store_that_is_not_there_is_a_refusal(dataset: Dataset, bucket: str) -> None:
