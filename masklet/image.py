@@ -18,6 +18,7 @@ from torch import Tensor
 from masklet.job import ObjectId
 from masklet.media import read_frames
 from masklet.network import Network
+from masklet.out_of_memory import memory_needed
 from masklet.plan import Clicks, FramePrompts, Plan
 from masklet.preprocess import preprocess_image
 from masklet.store import MaskletRow, MaskletWriter, object_folder
@@ -40,6 +41,7 @@ class ImageMask:
     score: float
 
 
+@memory_needed("on the image")
 @torch.inference_mode()
 def segment_image(
     network: Network, image: NDArray[np.uint8], said: FramePrompts, count: int

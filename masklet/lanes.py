@@ -12,15 +12,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from threading import Lock
 from types import TracebackType
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from masklet import tracker
-from masklet.errors import UserError
 from masklet.heap import give_back_freed_memory, keep_freed_memory
 from masklet.network import FrameFeatures, Network, Prediction
+from masklet.out_of_memory import is_out_of_memory, raise_for_memory
 from masklet.preprocess import normalize
 from masklet.tracker import MemoryBank, Sweep
 from masklet.transfer import bring, send
@@ -164,7 +163,7 @@ class _Limit:
 
     def lower(self, error: RuntimeError, size: int) -> int:
         """A size to try after `size` did not fit into memory; raises all other errors again."""
-        if size == 1 or not _is_out_of_memory(error):
+        if size == 1 or not is_out_of_memory(error):
             raise_for_memory(error, f"with one of the {self.what} at a time")
         with self._lock:
             self.size = min(self.size, size // 2)
@@ -185,17 +184,3 @@ class _Limit:
 def encode(network: Network, images: Sequence[Tensor]) -> list[FrameFeatures]:
     """Send stretched frames, (3, image_size, image_size) uint8, to the device and encode them."""
     return network.encode([normalize(send(image, network.model.device)) for image in images])
-
-
-def raise_for_memory(error: RuntimeError, where: str) -> NoReturn:
-    """Raise UserError for a lack of memory that nothing can be done about, else the error again."""
-    if not _is_out_of_memory(error):
-        raise error
-    raise UserError(f"out of memory {where}; free some memory, or use a smaller model") from error
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # only the allocator of CUDA raises a class of its own: not a CPU's, nor CUDA's libraries
-    said = str(error)
-    words = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in said for word in words)

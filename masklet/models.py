@@ -246,17 +246,23 @@ def load_model(spec: ModelSpec, checkpoint: Path | None = None, device: str = "c
 
     from hydra.utils import instantiate
 
+    from masklet.out_of_memory import memory_needed
+
     model = instantiate(model_config(spec))
     _check_weights(spec, path, state, model.state_dict())
     model.load_state_dict(state, strict=True)
-    return model.to(device=device).eval().requires_grad_(False)
+    with memory_needed(f"for the model {spec.name}"):
+        return model.to(device=device).eval().requires_grad_(False)
 
 
 def _check_device(device: str) -> None:
     import torch
 
+    from masklet.out_of_memory import memory_needed
+
     try:
-        torch.empty(0, device=device)
+        with memory_needed(f"on the device {device!r}"):
+            torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
         raise UserError(f"There is no device {device!r} here: use --device cpu.") from error
 

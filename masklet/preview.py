@@ -15,6 +15,7 @@ from masklet.image import segment_image
 from masklet.job import ObjectId
 from masklet.media import read_frames
 from masklet.network import Network
+from masklet.out_of_memory import memory_needed
 from masklet.overlay import colours_of, overlay
 from masklet.plan import Plan
 from masklet.preprocess import preprocess
@@ -70,9 +71,10 @@ def segment_prompted(
                 yield frame_index, frame, {one: upsample(low, *size) > 0 for one, low in logits}
                 continue
             image = preprocess(frame, network.model.image_size)
-            [features] = network.encode(image[None])
             masks = {}
-            for one, said in prompts_on(plan.objects, frame_index).items():
-                prediction, _ = tracker.condition(network, features, said, size)
-                masks[one] = upsample(prediction.logits.float().cpu().numpy(), *size) > 0
+            with memory_needed("on a prompted frame"):
+                [features] = network.encode(image[None])
+                for one, said in prompts_on(plan.objects, frame_index).items():
+                    prediction, _ = tracker.condition(network, features, said, size)
+                    masks[one] = upsample(prediction.logits.float().cpu().numpy(), *size) > 0
             yield frame_index, frame, masks

@@ -16,9 +16,10 @@ from torch import Tensor
 from masklet import tracker
 from masklet.checkpoint import Standing
 from masklet.job import ObjectId
-from masklet.lanes import Lanes, Tracked, encode, raise_for_memory
+from masklet.lanes import Lanes, Tracked, encode
 from masklet.media import read_frames
 from masklet.network import Network, Prediction
+from masklet.out_of_memory import memory_needed
 from masklet.plan import ObjectPlan, Plan
 from masklet.preprocess import stretch
 from masklet.store import MaskletRow, MaskletWriter, object_folder
@@ -177,14 +178,12 @@ def _condition(
                 for one in objects
                 if plan.timeline[position] in one.prompts
             }
-            try:
+            with memory_needed("on a prompted frame"):
                 [features] = encode(network, [image])
                 for one, prompts in said.items():
                     prediction, memory = tracker.condition(network, features, prompts, frame_size)
                     predictions[position, one] = bring(prediction)()
                     memories[one][position] = memory
-            except RuntimeError as error:
-                raise_for_memory(error, "on a prompted frame")
     return predictions, {object_id: MemoryBank(by) for object_id, by in memories.items()}
 
 

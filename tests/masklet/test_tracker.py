@@ -219,6 +219,19 @@ def test_batches_that_do_not_fit_are_halved(
         assert len(said_of_it) == 1, said_of_it
 
 
+def test_a_model_that_does_not_fit_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "to", full)
+        with pytest.raises(UserError, match="out of memory for the model nano"):
+            load_model(find_model("nano"))
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(UserError, match="out of memory on the device"):
+        load_model(find_model("nano"))
+
+
 @pytest.mark.usefixtures("large_batches")
 def test_not_even_one_object_fits(
     source: Source, nano: SAM2Base, monkeypatch: pytest.MonkeyPatch
