@@ -10,7 +10,6 @@ from masklet.dataset import Item, Problem, describe
 from masklet.errors import UserError
 from masklet.models import find_model
 from masklet.pipeline import check_prompts, ingest, run_job
-from masklet.plan import Plan
 from masklet.price import price_of
 
 _SAMPLE_FRAMES = 12
@@ -36,34 +35,40 @@ class Estimate:
 
 def estimate(items: Sequence[Item], advance: Callable[[], None] = lambda: None) -> Estimate:
     """Open every source, check the prompts against it, and add up; nothing is kept."""
-    plans: list[tuple[Item, Plan]] = []
     problems: list[Problem] = []
+    frames = objects = work = most = 0
     price = 0.0
+    longest: Item | None = None
     for item in items:
         try:
             plan = check_prompts(item.job, ingest(item.job))
         except UserError as error:
             problems.append(Problem(item.item_id, item.job.file, str(error)))
         else:
-            plans.append((item, plan))
+            # a plan is not kept: it holds the mask prompts
+            frames += len(plan.frame_indices)
+            objects += len(plan.objects)
             price += price_of(item.job, plan, find_model(item.job.model_type)).total
+            # one mask of one object on one frame is taken as the unit of work
+            masks = len(plan.frame_indices) * len(plan.objects)
+            work += masks
+            if masks > most:
+                most, longest = masks, item
         advance()
-    # one mask of one object on one frame is taken as the unit of work
-    work = {item.item_id: len(plan.frame_indices) * len(plan.objects) for item, plan in plans}
-    longest = max(plans, key=lambda pair: work[pair[0].item_id], default=None)
-    pace = _seconds_per_mask(*longest) if longest else None
+    pace = _seconds_per_mask(longest) if longest else None
     return Estimate(
-        len(plans),
-        sum(len(plan.frame_indices) for _, plan in plans),
-        sum(len(plan.objects) for _, plan in plans),
+        len(items) - len(problems),
+        frames,
+        objects,
         round(price, 6),
-        None if pace is None else pace * sum(work.values()),
+        None if pace is None else pace * work,
         describe(problems),
     )
 
 
-def _seconds_per_mask(item: Item, plan: Plan) -> float | None:
+def _seconds_per_mask(item: Item) -> float | None:
     """Track the frames around the first prompt for real, into a directory that is thrown away."""
+    plan = check_prompts(item.job, ingest(item.job))
     if plan.is_image or item.job.preview:
         return None
     first = plan.frame_indices[0]
