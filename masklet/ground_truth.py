@@ -96,8 +96,21 @@ class TrueVideo:
         pixels = read_labels(path, self.source.width, self.source.height)
         if pixels.ndim == 3:
             # some masks of DAVIS 2016 were saved in colour
+            if _has_colours(pixels):
+                raise UserError(
+                    f"{path}: has several colours, which are no numbers of objects: save it with "
+                    "a palette, or in grey"
+                )
             return np.where(pixels.any(axis=2), np.uint8(_ALONE), np.uint8(0))
         return pixels
+
+
+def _has_colours(pixels: NDArray[np.uint8]) -> bool:
+    """Whether (height, width, 3) has more than one colour beside black; shades of grey are one."""
+    marked = pixels[pixels.any(axis=2)].astype(np.uint32)
+    colours = marked @ np.array([1, 256, 65536], np.uint32)
+    is_grey = bool((marked == marked[:, :1]).all())
+    return not is_grey and bool((colours != colours[0]).any())
 
 
 def find_videos(dataset: Path, names: Sequence[str] | None = None) -> list[TrueVideo]:

@@ -27,16 +27,24 @@ def check_size(path: Path, width: int, height: int) -> None:
 def read_labels(path: Path, width: int, height: int) -> NDArray[np.uint8]:
     """The pixels as they are stored, (height, width); of colour pictures (height, width, 3).
 
-    Raises UserError when the file cannot be read or has another size.
+    Raises UserError when the file cannot be read or has another size, or a value over 255.
     """
     check_size(path, width, height)  # again, as the file may have changed since it was listed
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            kept = image if image.mode in ("P", "L", "1") else image.convert("RGB")
-            return np.asarray(kept, dtype=np.uint8)
+            if image.mode in ("P", "L", "1"):
+                return np.asarray(image, dtype=np.uint8)
+            if image.mode in ("LA", "PA"):
+                return np.asarray(image.getchannel(0), dtype=np.uint8)
+            if not image.mode.startswith("I"):
+                return np.asarray(image.convert("RGB"), dtype=np.uint8)
+            values = np.asarray(image)  # of 16 bits
     except Exception as error:
         # Pillow raises whatever its decoder met: OSError, SyntaxError, struct.error, …
         raise _unreadable(path, error) from None
+    if values.max(initial=0) > np.iinfo(np.uint8).max:
+        raise UserError(f"{path}: has the value {values.max()}; objects are numbered 1 to 255")
+    return values.astype(np.uint8)
 
 
 def _size(path: Path) -> tuple[int, int]:

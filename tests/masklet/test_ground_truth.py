@@ -101,6 +101,31 @@ def test_masks_may_be_saved_in_colour_or_with_one_bit(davis):
     assert np.array_equal(video.truth(2)[1], left)
 
 
+def test_label_maps_are_read_with_16_bits_and_with_alpha(davis):
+    labels = labels_of(left=1, right=3)
+    folder = davis / "Annotations/480p/pair"
+    Image.fromarray(labels.astype(np.uint16)).save(folder / "00001.png")
+    opaque = Image.new("L", (WIDTH, HEIGHT), 255)
+    Image.merge("LA", [Image.fromarray(labels), opaque]).save(folder / "00002.png")
+    video = find_videos(davis, ["pair"])[0]
+    for at in (1, 2):
+        assert {one: mask.sum() for one, mask in video.truth(at).items()} == {1: 160, 3: 160}
+
+
+@pytest.mark.parametrize("kind", ["colours", "large numbers"])
+def test_what_has_no_numbers_of_objects_is_refused(davis, kind):
+    labels = labels_of(left=1, right=3)
+    path = davis / "Annotations/480p/pair/00001.png"
+    if kind == "colours":
+        palette = np.array([[0, 0, 0], [128, 0, 0], [0, 0, 0], [0, 128, 0]], np.uint8)
+        Image.fromarray(palette[labels]).save(path)
+    else:
+        Image.fromarray(labels.astype(np.uint16) * 300).save(path)
+    words = "has several colours" if kind == "colours" else "has the value 900"
+    with pytest.raises(UserError, match=words):
+        find_videos(davis, ["pair"])[0].first_seen()
+
+
 def test_frames_are_the_pixels_that_pillow_decodes(davis):
     source = find_videos(davis, ["pair"])[0].source
     for indices in ([0, 2, 3], [3, 1]):
