@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ FINISH_SECONDS = 1800.0
 _REPEATABLE = "mbtree=0"
 
 
+# mp4 keeps differences of times in 32 bits, and reordered frames lie some frames apart
+_MOST_TICKS = 2**31 // 4
+_COARSER = (Fraction(1, 90_000), Fraction(1, 1000))
+
+
 @dataclass(frozen=True)
 class Timing:
     """When each frame is shown: pts, increasing, in units of `time_base` seconds."""
@@ -37,9 +42,23 @@ class Timing:
 
     @staticmethod
     def of(source: Source, frame_indices: Sequence[int]) -> "Timing":
-        """That of some frames of a source; the first is at 0."""
+        """That of some frames of a source; the first is at 0.
+
+        The time base is the source's, or a coarser one where mp4 could not hold the differences.
+        """
         first = source.pts[frame_indices[0]]
-        return Timing(source.time_base, [source.pts[index] - first for index in frame_indices])
+        own = Timing(source.time_base, [source.pts[index] - first for index in frame_indices])
+        return next(filter(Timing._fits, (own, *map(own._in, _COARSER))), own)
+
+    def _fits(self) -> bool:
+        return max((b - a for a, b in pairwise(self.pts)), default=0) < _MOST_TICKS
+
+    def _in(self, time_base: Fraction) -> "Timing":
+        ratio = self.time_base / time_base
+        nearest = [round(pts * ratio) for pts in self.pts]
+        # where two frames fall together the later ones move on
+        ahead = accumulate((at - index for index, at in enumerate(nearest)), max)
+        return Timing(time_base, [at + index for index, at in enumerate(ahead)])
 
 
 def write_video(

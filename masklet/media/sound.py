@@ -17,6 +17,7 @@ SECONDS = 60.0
 """For finding out whether there is any."""
 
 _SEEK_BACK = 1.0
+_LAYOUTS = "mono|stereo|3.0|4.0|quad|5.0|5.0(side)|5.1|5.1(side)|6.1|7.1|7.1(wide)"
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,13 @@ class Sound:
 
     @property
     def filters(self) -> str:
-        """Cuts it and lets it begin at 0, with silence where it begins later than that."""
+        """Cuts it and lets it begin at 0, with silence where it begins later than that.
+
+        Where AAC has no such channels they are mixed down.
+        """
         start, end = float(self.start), float(self.end)
         cut = f"atrim=start={start:.6f}:end={end:.6f},asetpts=PTS-{start:.6f}/TB"
-        return f"{cut},aresample=async=1:first_pts=0"
+        return f"{cut},aresample=async=1:first_pts=0,aformat=channel_layouts={_LAYOUTS}"
 
 
 def sound_of(source: Source, frame_indices: Sequence[int]) -> Sound | None:

@@ -5,18 +5,23 @@ import os
 import re
 import subprocess
 from fractions import Fraction
+from itertools import accumulate, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from masklet.errors import UserError
 from masklet.job import SegmentJob, make_job
 from masklet.media import Source, probe, process, read_frames, sound_of
+from masklet.media.encode import Timing
 from masklet.media.process import opened
 from masklet.models import find_model
 from masklet.pipeline import run_job
@@ -391,6 +396,49 @@ def test_the_debug_video_has_the_sound_of_its_frames(tmp_path: Path) -> None:
     assert len(heard) / 8000 == pytest.approx(2, abs=0.1)
     onset = float(np.flatnonzero(np.abs(heard) > 0.1)[0]) / 8000
     assert onset == pytest.approx(1, abs=0.05)  # a second after frame 25 comes frame 50
+
+
+@pytest.mark.parametrize("layout", ["7.1.4", "quad", "9 channels"])
+def test_sound_of_channels_that_no_browser_knows_is_mixed_down_or_left_out(
+    layout: str, tmp_path: Path
+) -> None:
+    silent = make(tmp_path / "silent.mp4", *X264, raw=FEW)
+    channels = {"7.1.4": 12, "quad": 4, "9 channels": 9}[layout]
+    tone = "|".join(["sin(2*PI*440*t)"] * channels)
+    given = "" if layout == "9 channels" else f":c={layout}"
+    path = tmp_path / "sound.mov"
+    sound = ("-f", "lavfi", "-i", f"aevalsrc='{tone}':d=1:s=48000{given}")
+    ffmpeg("-i", silent, *sound, "-c:v", "copy", "-c:a", "pcm_s16le", path)
+    said = said_by_ffmpeg(debug_video(probe(path), tmp_path))
+    known = {"7.1.4": "7.1", "quad": "quad"}
+    assert (f"Hz, {known[layout]}" in said) if layout in known else ("Audio" not in said)
+
+
+def test_times_too_fine_for_mp4_are_made_coarser(tmp_path: Path) -> None:
+    ffmpeg(
+        *("-f", "lavfi", "-i", "testsrc=s=64x64:r=2:d=4", *X264),
+        *("-video_track_timescale", "1000000000", tmp_path / "fine.mp4"),
+    )
+    source = probe(tmp_path / "fine.mp4")
+    assert source.time_base == Fraction(1, 10**9)
+    made = probe(debug_video(source, tmp_path, frame_interval=2))
+    assert [made.timestep(index) for index in range(made.num_frames)] == [0, 1, 2, 3]
+
+
+@given(
+    st.lists(st.integers(1, 2**40), max_size=20),
+    st.sampled_from([1, 1000, 90_000, 1_000_003, 10**9]),
+)
+def test_coarser_times_still_rise_and_fit(gaps: list[int], base: int) -> None:
+    pts = (0, *accumulate(gaps))
+    made = Timing.of(SimpleNamespace(time_base=Fraction(1, base), pts=pts), range(len(pts)))
+    assert all(after > before for before, after in pairwise(made.pts))
+    if max(gaps, default=0) * Fraction(1, base) < 86_400:
+        assert max((b - a for a, b in pairwise(made.pts)), default=0) < 2**29
+    if max(gaps, default=0) < 2**29:
+        assert (made.time_base, tuple(made.pts)) == (Fraction(1, base), pts)
+    for own, ours in zip(pts, made.pts, strict=True):
+        assert abs(Fraction(own, base) - ours * made.time_base) <= len(pts) * made.time_base
 
 
 def test_a_source_without_sound_or_with_what_is_none(tmp_path: Path) -> None:
