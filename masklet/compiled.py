@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from masklet.errors import UserError
+from masklet.out_of_memory import is_out_of_memory
 
 _MOST_SHAPES = 64
 
@@ -31,7 +32,8 @@ class Compiled:
     def warm_up(self, *tensors: Tensor) -> None:
         """Compile for the shapes of these tensors, unless that was done before.
 
-        Raises UserError if it cannot be done on this machine.
+        Raises UserError if it cannot be done on this machine, and RuntimeError if the tensors do
+        not fit into its memory.
         """
         if _shapes(tensors) in self._known:
             return
@@ -39,6 +41,8 @@ class Compiled:
             with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):
                 self._compiled(*tensors)
         except Exception as error:
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise
             # whatever the backend lacks: a compiler, a header, a driver
             reason = " ".join(str(error).split())[:200]
             raise UserError(

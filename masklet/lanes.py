@@ -76,13 +76,19 @@ class Lanes:
 
         In a lane, since what is compiled is bound to the number of threads there.
         """
-        size = self._limits["objects"].size
-        memories = [
-            memory
-            for at in range(0, len(banks), size)
-            for memory in tracker.full_memory(self.network, banks[at : at + size], sweep)
-        ]
-        self._pool.submit(self.network.warm_up, self.frames_per_batch, memories).result()
+        limit = self._limits["objects"]
+        size = min(limit.size, max(1, len(banks)))
+        while True:
+            try:
+                memories = [
+                    memory
+                    for at in range(0, len(banks), size)
+                    for memory in tracker.full_memory(self.network, banks[at : at + size], sweep)
+                ]
+                self._pool.submit(self.network.warm_up, self.frames_per_batch, memories).result()
+                return
+            except RuntimeError as error:
+                size = limit.lower(error, size)
 
     def encode(self, images: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, FrameFeatures]]:
         """Encode frames, (position, stretched image), ahead of the one that is asked for."""

@@ -244,11 +244,16 @@ def load_model(spec: ModelSpec, checkpoint: Path | None = None, device: str = "c
     _check_device(device)
     state = _read_weights(spec, path)
 
+    from unittest.mock import patch
+
     from hydra.utils import instantiate
 
     from masklet.out_of_memory import memory_needed
 
-    model = instantiate(model_config(spec))
+    # upstream's constructors put tables on a GPU that is there, wanted or not and full or not;
+    # masklet makes them where they are used
+    with patch("torch.cuda.is_available", return_value=False):
+        model = instantiate(model_config(spec))
     _check_weights(spec, path, state, model.state_dict())
     model.load_state_dict(state, strict=True)
     with memory_needed(f"for the model {spec.name}"):

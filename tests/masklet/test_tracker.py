@@ -219,6 +219,12 @@ def test_batches_that_do_not_fit_are_halved(
         assert len(said_of_it) == 1, said_of_it
 
 
+def test_a_model_for_the_cpu_leaves_the_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upstream's constructors use one that is there; here none is, so that would raise."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert load_model(find_model("nano"), device="cpu").device.type == "cpu"
+
+
 def test_a_model_that_does_not_fit_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -361,3 +367,27 @@ def test_a_machine_that_cannot_compile(source: Source, nano: SAM2Base) -> None:
     plan = plan_of(source, {1: {0: said(click((40, 45, 1)))}})
     with pytest.raises(UserError, match=r"cannot be compiled .*leave out --compile"):
         next(segment_frames(plan, plan.object_ids, network))
+
+
+def test_batches_that_do_not_fit_are_halved_before_they_are_compiled_for(
+    source: Source, nano: SAM2Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("masklet.lanes._batch_sizes", lambda *_: (64, 1))
+    tried: list[int] = []
+
+    def small(graph: torch.fx.GraphModule, given: Any) -> Any:
+        tensors = [one for one in given if isinstance(one, torch.Tensor)]
+        of_memory = [one for one in tensors if one.shape[2:] == (nano.mem_dim,)]
+        objects = max((len(one) for one in of_memory), default=0)
+        tried.append(objects)
+        if objects > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return graph.forward
+
+    network = Network.of(nano).compile(small)
+    click_at = {0: said(click((40, 45, 1)))}
+    plan = plan_of(source, dict.fromkeys(range(5), click_at), timeline=range(3))
+    for step in segment_frames(plan, plan.object_ids, network):
+        assert len(step.predictions) == 5
+    assert max(tried) == 5
+    assert 2 in tried
