@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, get_args
 from masklet.addresses import check_address, local_path, shown_address
 from masklet.errors import UserError
 from masklet.job import SegmentJob, load_document, load_job_fields, make_job, parse_json
+from masklet.manifest import FILE_NAME as RUN_MANIFEST
 from masklet.models import find_model, require_checkpoint
 from masklet.plan import check_without_source
 
@@ -136,7 +137,7 @@ def read_dataset(
             job = make_job(fields | dict(overrides or {}), base=base)
             _check_id(item_id, items)
             _check_files(job)
-            if weights and (trouble := _trouble_with_weights(job, known_weights)):
+            if trouble := _trouble_with_model(job, known_weights, weights=weights):
                 raise UserError(trouble)
         except UserError as error:
             problems.append(Problem(place, file, str(error)))
@@ -261,6 +262,8 @@ def _of_files(base: Path, paths: Iterable[Path]) -> Iterator[_Row]:
         is_video = path.is_file() and _VIDEOS.fullmatch(path.suffix)
         if not (is_video or ((prompts or masks) and path.exists())):
             continue
+        if (path / RUN_MANIFEST).is_file():
+            continue  # a run directory, of the video beside it
         name = path.relative_to(base)
         fields = {"item_id": _slug(str(name.with_suffix(""))), "file": str(path)}
         fields |= {"prompts": str(prompts)} if prompts else {}
@@ -348,12 +351,16 @@ def _check_files(job: SegmentJob) -> None:
     check_without_source(job)
 
 
-def _trouble_with_weights(job: SegmentJob, known: dict[tuple[str, Path | None], str]) -> str:
+def _trouble_with_model(
+    job: SegmentJob, known: dict[tuple[str, Path | None], str], *, weights: bool
+) -> str:
     """What is wrong with the model or its weights; '' if nothing. Each is looked at once."""
     which = job.model_type, job.checkpoint
     if which not in known:
         try:
-            require_checkpoint(find_model(job.model_type), job.checkpoint)
+            spec = find_model(job.model_type)
+            if weights:
+                require_checkpoint(spec, job.checkpoint)
             known[which] = ""
         except UserError as error:
             known[which] = str(error)

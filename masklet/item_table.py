@@ -94,8 +94,9 @@ def blank_row(item_id: str, file: str, out: str, run_id: str) -> ItemRow:
     """The row of an item that this process is about to run, or that nobody has run."""
     worker = f"process {os.getpid()} on {os.uname().nodename}" if run_id else ""
     name, shown = _as_text(item_id), _as_text(shown_address(file))
+    place = _as_text(shown_address(out))
     return ItemRow(
-        name, PENDING, "", "", "", shown, _as_text(out), "", 0, 0, 0, 0.0, 0, 0.0, 0.0, "", run_id,
+        name, PENDING, "", "", "", shown, place, "", 0, 0, 0, 0.0, 0, 0.0, 0.0, "", run_id,
         worker, SCHEMA_VERSION,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ says how it goes; both are replaced as items end. What is done is decided by the
 run directories alone, so a run can be killed at any time, and the next one does what is missing.
 """
 
+import json
 import logging
 import multiprocessing
 import os
@@ -95,6 +96,7 @@ def holding(out: str, *, wait: bool = False) -> Iterator[None]:
 
 def open_table(dataset: Dataset, out: str, run_id: str) -> ItemTable:
     """The dataset's manifest as this run finds it, with a row for each item."""
+    _keep_others_files(dataset, out)
     place = storage.join(out, MANIFEST)
     known = {row.item_id: row for row in read_rows(place)}
     rows = [known.get(item.item_id) or pending_row(item, out) for item in dataset.items]
@@ -103,6 +105,21 @@ def open_table(dataset: Dataset, out: str, run_id: str) -> ItemTable:
         rows.append(row.failed(problem.message, 0.0))
     about = {"dataset": dataset.source, "run_id": run_id}
     return ItemTable(place, rows, run_id, storage.join(out, SUMMARY), about)
+
+
+def _keep_others_files(dataset: Dataset, out: str) -> None:
+    """Refuse to write over the dataset, or over a summary.json of somebody else's."""
+    place = storage.join(out, SUMMARY)
+    for own in (storage.join(out, MANIFEST), place):
+        if not storage.is_url(out) and os.path.realpath(own) == os.path.realpath(dataset.source):
+            raise UserError(f"{own}: is the dataset; use another --out")
+    found = storage.read_bytes(place)
+    try:
+        is_own = found is None or "run_id" in json.loads(found)
+    except ValueError:
+        is_own = False
+    if not is_own:
+        raise UserError(f"{place}: is not of a run of masklet; move it, or use another --out")
 
 
 def pending_row(item: Item, out: str) -> ItemRow:

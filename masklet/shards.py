@@ -3,6 +3,7 @@
 Whoever runs a shard writes a table of its own beside it, so that no two processes write one file.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,16 +31,21 @@ class Shard:
 
 
 def plan_shards(items: Sequence[Item], out: str, run_id: str, size: int) -> list[Shard]:
-    """Write items down in shards of `size`; the same items give the same shards again."""
+    """Write items down in shards of `size`; the same items give the same shards again.
+
+    Others have other names, so that nothing is taken for theirs that was ended before.
+    """
     shards = []
     for first in range(0, len(items), size):
         part = items[first : first + size]
-        place = storage.join(out, _FOLDER, run_id, f"{first // size:05}.jsonl")
         lines = [
             json.dumps({"item_id": one.item_id, "job": one.job.model_dump(mode="json")})
             for one in part
         ]
-        storage.write_bytes(place, "\n".join(lines).encode())
+        content = "\n".join(lines).encode()
+        name = f"{first // size:05}-{hashlib.sha256(content).hexdigest()[:8]}"
+        place = storage.join(out, _FOLDER, run_id, f"{name}.jsonl")
+        storage.write_bytes(place, content)
         shards.append(Shard(place, tuple(one.item_id for one in part)))
     return shards
 

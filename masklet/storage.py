@@ -7,17 +7,25 @@ replaced there may be a newer one than the manifest knows, which the next run fi
 There is no lock in a store.
 """
 
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from masklet.addresses import shown_address
 from masklet.atomic import TEMPORARY_FILES, replacing
 from masklet.content import Stamp
 from masklet.errors import UserError
 from masklet.manifest import FILE_NAME as MANIFEST
+
+_OF_A_RUN = re.compile(
+    r"masklets/object=[^/]+/frames-\d+\.parquet|preview/\d+\.png|frames\.parquet"
+    r"|(outputs|price|bbox_tracking)\.json|(masks|pixel_confidences)(_\d)?\.zip|debug_masks\.mp4"
+)
 
 
 def is_url(place: str) -> bool:
@@ -31,6 +39,8 @@ def require_name(place: str) -> str:
     """
     if place == "":
         raise UserError("out is empty: name a directory for the outputs, '.' for this one")
+    if is_url(place) and not place.partition("://")[2].strip("/"):
+        raise UserError(f"out is {place}, which names no place: is a variable unset?")
     return place
 
 
@@ -67,11 +77,12 @@ def write_bytes(place: str, content: bytes) -> None:
 
 
 def list_files(place: str) -> dict[str, int]:
-    """The sizes of all files in a folder and below, by name relative to it."""
+    """The sizes of all files in a folder and below, by name relative to it.
+
+    Others may be at work there: in a folder, what they are about to write is left out.
+    """
     if not is_url(place):
-        root = Path(place)
-        found = (path for path in root.rglob("*") if path.is_file())
-        return {path.relative_to(root).as_posix(): path.stat().st_size for path in found}
+        return dict(_files_below(Path(place)))
     with _store(place, may_be_missing=True) as (fs, root_path):
         fs.invalidate_cache()
         try:
@@ -82,6 +93,14 @@ def list_files(place: str) -> dict[str, int]:
             name[len(root_path) :].lstrip("/"): int(about["size"])
             for name, about in found_there.items()
         }
+
+
+def _files_below(root: Path) -> Iterator[tuple[str, int]]:
+    for path in root.rglob("*"):
+        with suppress(FileNotFoundError):  # renamed or removed meanwhile
+            about = path.stat()
+            if stat.S_ISREG(about.st_mode) and not path.match(TEMPORARY_FILES):
+                yield path.relative_to(root).as_posix(), about.st_size
 
 
 def remove(place: str) -> None:
@@ -115,10 +134,13 @@ def run_directory(place: str) -> Iterator[Path]:
 
 
 def _pull(place: str, folder: Path) -> dict[str, Stamp | None]:
-    """Fetch a run directory that has a manifest; gives the stamps of its files."""
+    """Fetch a run directory that has a manifest; gives the stamps of its files.
+
+    Without one nothing is fetched, but what a run that was killed has put there has to go.
+    """
     there = list_files(place)
     if MANIFEST not in there:
-        return {}
+        return {name: None for name in there if _OF_A_RUN.fullmatch(name)}
     stamps = {}
     with _store(place) as (fs, root):
         for name in there:
@@ -126,7 +148,9 @@ def _pull(place: str, folder: Path) -> dict[str, Stamp | None]:
                 continue  # somebody else's, which stays where it is
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"{place}: has a file {name!r}, which is no path in it")
+                raise UserError(
+                    f"{shown_address(place)}: has a file {name!r}, which is no path in it"
+                )
             path.parent.mkdir(parents=True, exist_ok=True)
             fs.get_file(f"{root}/{name}", str(path))
             stamps[name] = Stamp.of(path)
@@ -173,10 +197,12 @@ def _store(place: str, *, may_be_missing: bool = False) -> Iterator[tuple[Any, s
     except FileNotFoundError as error:
         if may_be_missing:
             raise
-        raise UserError(f"{place}: the store answered: {error}") from None
+        raise UserError(f"{shown_address(place)}: the store answered: {error}") from None
     except ImportError as error:
-        raise UserError(f"{place}: {error}; or use a folder of this machine") from None
+        raise UserError(
+            f"{shown_address(place)}: {error}; or use a folder of this machine"
+        ) from None
     except Exception as error:
         # every store has errors of its own; whichever it is, one line says where
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{place}: the store answered: {reason}") from error
+        raise UserError(f"{shown_address(place)}: the store answered: {reason}") from error

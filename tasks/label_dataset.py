@@ -108,18 +108,20 @@ class ItemProgress:
 class _Sent:
     """A shard that a run of the deployment is to do.
 
-    attempt: how many runs of it there were before; died: how many of the last of them have ended
-    at the item `at`, without ending it.
+    attempt: how many runs of it there were before; lost: how many of them have ended while they
+    were waited for, without ending all items; died: how many of the last of these have ended at
+    the item `at`.
     """
 
     shard: Shard
     attempt: int = 0
+    lost: int = 0
     died: int = 0
     at: str = ""
 
-    def again(self, lost: Sequence[str]) -> "_Sent":
-        died = self.died + 1 if lost[0] == self.at else 1
-        return _Sent(self.shard, self.attempt + 1, died, lost[0])
+    def again(self, left: Sequence[str]) -> "_Sent":
+        died = self.died + 1 if left[0] == self.at else 1
+        return _Sent(self.shard, self.attempt + 1, self.lost + 1, died, left[0])
 
 
 def run_on_workers(
@@ -135,7 +137,8 @@ def run_on_workers(
 
     At most `in_flight` runs are there at a time. A run that has ended without ending its items, as
     when its worker was killed, is made again; an item at which three runs have died has failed.
-    The same flow run asks for the same runs when it is itself run again.
+    The same flow run asks for the same runs when it is itself run again; those that have ended
+    before tell nothing of the items that they have left.
     """
     waiting = deque(map(_Sent, shards))
     running: dict[UUID, _Sent] = {}
@@ -143,7 +146,16 @@ def run_on_workers(
         while waiting or running:
             while waiting and len(running) < in_flight:
                 sent = waiting.popleft()
-                running[_start(sent, deployment, out, run_id, processes)] = sent
+                run = _start(sent, deployment, out, run_id, processes)
+                if run.state is None or not run.state.is_final():
+                    running[run.id] = sent
+                    continue
+                rows = shard_rows(sent.shard.place, run_id)
+                if not rows.keys() >= set(sent.shard.item_ids):
+                    waiting.appendleft(replace(sent, attempt=sent.attempt + 1))
+                yield list(rows.values())
+            if not running:
+                continue
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             live = _live(list(running))
             for flow_run_id, sent in list(running.items()):
@@ -170,7 +182,7 @@ def _what_is_left(sent: _Sent, rows: dict[str, ItemRow], out: str, run_id: str) 
     get_run_logger().warning(
         "shard %s ended without %d of its items, %s first", sent.shard.name, len(lost), lost[0]
     )
-    if again.attempt >= _MOST_ATTEMPTS or (again.died >= ATTEMPTS and len(lost) == 1):
+    if again.lost >= _MOST_ATTEMPTS or (again.died >= ATTEMPTS and len(lost) == 1):
         rows |= give_up(sent.shard.place, out, run_id, again.attempt, lost)
         return None
     if again.died >= ATTEMPTS:
@@ -179,7 +191,7 @@ def _what_is_left(sent: _Sent, rows: dict[str, ItemRow], out: str, run_id: str) 
     return again
 
 
-def _start(sent: _Sent, deployment: str, out: str, run_id: str, processes: int) -> UUID:
+def _start(sent: _Sent, deployment: str, out: str, run_id: str, processes: int) -> FlowRun:
     parameters = {
         "shard": sent.shard.place,
         "out": out,
@@ -199,11 +211,11 @@ def _start(sent: _Sent, deployment: str, out: str, run_id: str, processes: int) 
             )
         )
         assert isinstance(run, FlowRun)  # a coroutine only where an event loop runs
+        return run
     except ObjectNotFound:
         raise UserError(
             f"{deployment}: the server has no such deployment; run prefect deploy --all"
         ) from None
-    return run.id
 
 
 def _live(flow_run_ids: list[UUID]) -> set[UUID]:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ from prefect import flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import ArtifactSort
+from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Crashed
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.label_dataset import label_dataset
-from masklet.item_table import blank_row, summarise
+from masklet.dataset import read_dataset
+from masklet.item_table import ItemRow, blank_row, summarise
+from masklet.shards import plan_shards
 from tasks.artifacts import show_dataset
-from tasks.label_dataset import ended
+from tasks.label_dataset import ended, run_on_workers
 
 CLICK = {"frame_index": 0, "object_id": 1, "points": [[40, 45]], "labels": [1]}
 
@@ -143,6 +148,36 @@ def test_shards_run_by_a_deployment(dataset: Path, tmp_path: Path, worker: str) 
     assert str(state.message).startswith("2 done, 0 reused, 1 failed")
     assert statuses(out) == {"one": "done", "bad": "failed", "two": "done"}
     assert len({row["worker"] for row in rows_of(out).values()}) == 2  # a process a shard
+
+
+def test_runs_that_ended_before_a_retry_are_not_held_against_an_item(
+    dataset: Path, tmp_path: Path, worker: str
+) -> None:
+    out = str(tmp_path / "out")
+    [shard] = plan_shards(read_dataset(str(dataset)).items, out, "retried", 100)
+    later = datetime.now(UTC) + timedelta(days=1)
+    for attempt in range(3):
+        key = f"retried-{shard.name}-{attempt}"
+        sent = run_deployment(
+            worker,
+            parameters={"shard": shard.place, "out": out, "run_id": "retried"},
+            timeout=0,
+            idempotency_key=key,
+            scheduled_time=later,
+        )
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(sent.id, Crashed(), force=True)
+
+    @flow(persist_result=False)
+    def parent() -> list[ItemRow]:
+        sends = run_on_workers([shard], worker, out, "retried", processes=1, in_flight=1)
+        return list(sends)[-1]
+
+    assert {row.item_id: row.status for row in parent()} == {
+        "one": "done",
+        "bad": "failed",
+        "two": "done",
+    }
 
 
 def test_a_deployment_that_is_not_there(dataset: Path, tmp_path: Path) -> None:

@@ -210,6 +210,14 @@ def test_of_an_address_with_something_before_it_no_secret_is_shown(
         assert "is neither a path nor an address" in found.problems[0].message
 
 
+def test_a_model_that_is_none_is_a_problem_wherever_the_weights_are(tmp_path: Path) -> None:
+    job = {"file": str(tmp_path / "a.mp4"), "model_type": "larg", "prompts": [CLICK]}
+    (tmp_path / "a.mp4").write_bytes(b"video")
+    (tmp_path / "jobs.json").write_text(json.dumps([job]))
+    [problem] = read_dataset(tmp_path / "jobs.json", weights=False).problems
+    assert "There is no model 'larg'" in problem.message
+
+
 def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:
     for place, words in (
         (tmp_path / "set.csv", "there is no such dataset"),

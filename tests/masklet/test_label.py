@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from masklet import item_table, label, lock, pipeline, storage
+from masklet.atomic import replacing
 from masklet.dataset import Dataset, Item, read_dataset
 from masklet.errors import UserError
 from masklet.estimate import estimate
@@ -327,8 +329,13 @@ def test_attempts_at_a_shard_do_what_is_left(dataset: Dataset, tmp_path: Path) -
     # of an attempt that is run again, as by Prefect's Retry
     rows = list(run_shard(shard.place, out, "run", 1))
     assert rows == second
-    (tmp_path / "out/.shards/run/00000-0.parquet").unlink()
+    Path(shard.place.replace(".jsonl", "-0.parquet")).unlink()
     assert list(shard_rows(shard.place, "run").values()) == second
+
+    # an item that was corrected meanwhile
+    other = replace(dataset.items[0], job=dataset.items[0].job.model_copy(update={"end_frame": 2}))
+    [changed] = plan_shards([other, *dataset.items[1:]], out, "run", 100)
+    assert shard_rows(changed.place, "run") == {}
 
     # a parent that was killed before it took over these rows
     table = label.open_table(dataset, out, "next")
@@ -338,6 +345,50 @@ def test_attempts_at_a_shard_do_what_is_left(dataset: Dataset, tmp_path: Path) -
     forget_shards(out)
     with pytest.raises(UserError, match="there is no such shard"):
         next(run_shard(shard.place, out, "run"))
+
+
+def test_what_is_not_of_a_run_is_not_written_over(folder: Path, tmp_path: Path) -> None:
+    for name in ("summary.mp4", "cup.mp4"):
+        shutil.copy(folder / "a.mp4", tmp_path / name)
+        (tmp_path / name).with_suffix(".json").write_text(json.dumps([CLICK]))
+    before = (tmp_path / "summary.json").read_bytes()
+    with pytest.raises(UserError, match="is not of a run of masklet"):
+        label_dataset(read_dataset(tmp_path, NANO), str(tmp_path))
+    assert (tmp_path / "summary.json").read_bytes() == before
+    (tmp_path / "tables").mkdir()
+    table = tmp_path / "tables/dataset.parquet"
+    rows = [{"item_id": "a", "file": str(tmp_path / "cup.mp4"), "prompts": json.dumps([CLICK])}]
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    with pytest.raises(UserError, match="is the dataset"):
+        label_dataset(read_dataset(table, NANO), str(table.parent))
+
+
+def test_a_folder_can_be_labelled_into_itself(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "a.mp4", tmp_path / "cup.mp4")
+    (tmp_path / "cup.json").write_text(json.dumps([CLICK]))
+    for done in ("done", "reused"):
+        found = read_dataset(tmp_path, NANO).require_sound()
+        assert label_dataset(found, str(tmp_path))[done] == 1
+
+
+def test_files_that_are_being_written_are_not_listed(tmp_path: Path) -> None:
+    with replacing(tmp_path / "whole") as temporary:
+        temporary.write_bytes(b"half")
+        assert storage.list_files(str(tmp_path)) == {}
+    assert storage.list_files(str(tmp_path)) == {"whole": 4}
+
+
+def test_an_address_that_names_no_place_is_no_folder(dataset: Dataset) -> None:
+    for place in ("s3://", "memory:///"):
+        with pytest.raises(UserError, match="names no place"):
+            label_dataset(dataset, place)
+
+
+def test_the_password_of_a_store_is_not_shown(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ftp://127\.0\.0\.1:9/out") as caught:
+        label_dataset(dataset, "ftp://me:SECRET@127.0.0.1:9/out")
+    assert "SECRET" not in str(caught.value)
+    assert "SECRET" not in str(label.pending_row(dataset.items[0], "ftp://me:SECRET@h/out"))
 
 
 @pytest.fixture(scope="module")
@@ -365,8 +416,12 @@ def bucket(store: None) -> str:
 
 
 def test_run_directories_in_a_store(dataset: Dataset, bucket: str, tmp_path: Path) -> None:
+    for name in ("debug_masks.mp4", "masklets/object=1/frames-00000900.parquet", "readme.txt"):
+        # as a run of another job that was killed before it put its manifest there
+        storage.write_bytes(f"{bucket}/a/{name}", b"of before")
     summary = label_dataset(dataset, bucket)
     assert (summary["done"], summary["failed"]) == (2, 1)
+    S3FileSystem().rm_file(f"{bucket}/a/readme.txt")
     label_dataset(dataset, str(tmp_path / "here"))
     here = {
         name: size
