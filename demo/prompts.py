@@ -14,13 +14,18 @@ Mask = NDArray[np.bool_]
 MOSTLY_SEEN = 0.7
 """Share of its largest visible area from which on a person would click an object that enters."""
 
+PARTLY_SEEN = 0.3
+"""Where the blimp is clicked once more: from one frame alone nano loses it on its way in."""
+
 
 def prompts(labels: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
     """The clicks and boxes of the demo job, one of each kind, for the labels of all frames.
 
     The kite has none: it is given as a mask, see `mask_prompts`.
     """
-    returns, enters = first_seen_again(labels, BALL), first_seen_again(labels, BLIMP)
+    returns = first_seen_again(labels, BALL, MOSTLY_SEEN)
+    entered = first_seen_again(labels, BLIMP, MOSTLY_SEEN)
+    enters = first_seen_again(labels, BLIMP, PARTLY_SEEN)
 
     def prompt(frame_index: int, object_id: ObjectId, **fields: Any) -> dict[str, Any]:
         return {"frame_index": frame_index, "object_id": object_id, **fields}
@@ -40,7 +45,8 @@ def prompts(labels: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
             box=box(labels[0] == label(PUMPKIN)),
         ),
         prompt(returns, BALL, points=clicked(returns, BALL, 2), labels=[1, 1]),
-        prompt(enters, BLIMP, points=clicked(enters, BLIMP, 3), labels=[1, 1, 1]),
+        prompt(entered, BLIMP, points=clicked(entered, BLIMP, 3), labels=[1, 1, 1]),
+        prompt(enters, BLIMP, points=clicked(enters, BLIMP, 2), labels=[1, 1]),
     ]
 
 
@@ -49,12 +55,15 @@ def mask_prompts(labels: Sequence[NDArray[np.uint8]]) -> dict[tuple[int, ObjectI
     return {(0, KITE): labels[0] == label(KITE)}
 
 
-def first_seen_again(labels: Sequence[NDArray[np.uint8]], object_id: ObjectId) -> int:
-    """The first frame, after the last one without the object, on which most of it is seen."""
+def first_seen_again(labels: Sequence[NDArray[np.uint8]], object_id: ObjectId, share: float) -> int:
+    """The first frame, after the last one without the object, on which enough of it is seen.
+
+    share: of its largest visible area.
+    """
     areas = np.array([np.count_nonzero(frame == label(object_id)) for frame in labels])
     absent = np.flatnonzero(areas == 0)
-    mostly = np.flatnonzero(areas >= MOSTLY_SEEN * areas.max())
-    return int(mostly[mostly > absent.max(initial=-1)][0])
+    enough = np.flatnonzero(areas >= share * areas.max())
+    return int(enough[enough > absent.max(initial=-1)][0])
 
 
 def box(mask: Mask) -> list[int]:
