@@ -370,8 +370,9 @@ def test_a_late_frame_of_an_animation_has_the_time_of_those_before_it(
     format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allowed: list[int] = []
-    moving = image_child.Animation(animation(format))
+    # the limit would be of this process
     monkeypatch.setattr(image_child, "_allow_time", lambda: allowed.append(1))
+    moving = image_child.Animation(animation(format))
     for index, frames in [(4, 0), (2, 3), (2, 0), (4, 2), (0, 1)]:
         allowed.clear()
         assert number(np.asarray(moving.frame(index))) == index
