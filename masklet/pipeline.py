@@ -398,9 +398,8 @@ def find_weights(job: SegmentJob, known: Manifest) -> Weights:
 
 def _keep_inputs(source: Path, job: SegmentJob, weights: Weights, out: Path) -> None:
     """Refuse a job that would write over what it reads."""
-    own = ["outputs.json", "price.json", "manifest.parquet", "masklets", works.PREVIEW, FRAMES]
     # not by Path.resolve, which raises an error of its own for links that go round
-    written = {_real(out / name) for name in [*own, *works.export_files()]}
+    written = {_real(out / name) for name in [*works.written_files(), "masklets", works.PREVIEW]}
     for given in (source, job.mask_prompts, weights.file.path):
         if given is None:
             continue

@@ -21,11 +21,9 @@ from masklet.atomic import TEMPORARY_FILES, replacing
 from masklet.content import Stamp
 from masklet.errors import UserError
 from masklet.manifest import FILE_NAME as MANIFEST
+from masklet.works import written_files
 
-_OF_A_RUN = re.compile(
-    r"masklets/object=[^/]+/frames-\d+\.parquet|preview/\d+\.png|frames\.parquet"
-    r"|(outputs|price|bbox_tracking)\.json|(masks|pixel_confidences)(_\d)?\.zip|debug_masks\.mp4"
-)
+_IN_FOLDERS_OF_A_RUN = re.compile(r"masklets/object=[^/]+/frames-\d+\.parquet|preview/\d+\.png")
 
 
 def is_url(place: str) -> bool:
@@ -140,7 +138,10 @@ def _pull(place: str, folder: Path) -> dict[str, Stamp | None]:
     """
     there = list_files(place)
     if MANIFEST not in there:
-        return {name: None for name in there if _OF_A_RUN.fullmatch(name)}
+        files = set(written_files())
+        return {
+            name: None for name in there if name in files or _IN_FOLDERS_OF_A_RUN.fullmatch(name)
+        }
     stamps = {}
     with _store(place) as (fs, root):
         for name in there:

@@ -18,6 +18,7 @@ from masklet.errors import UserError
 from masklet.exports import EXPORTS, overlay_settings
 from masklet.frame_table import FILE_NAME as FRAMES
 from masklet.job import ObjectId, SegmentJob
+from masklet.manifest import FILE_NAME as MANIFEST
 from masklet.manifest import Manifest, Reason, Row, Work
 from masklet.models import ModelSpec
 from masklet.plan import IMAGE_MASKS, FramePrompts, ObjectPlan, Plan
@@ -280,14 +281,15 @@ def possible_exports(asked: Asked, masklets: Mapping[str, str]) -> list[Work]:
     return [export_work(asked, name, masklets) for name in names]
 
 
-def export_files() -> list[str]:
-    """Every file that an output can have, with those of each of an image's masks."""
+def written_files() -> list[str]:
+    """Every file that a run can write beside its folders; of an image, those of each mask too."""
     numbers: list[ObjectId | None] = [None, *range(IMAGE_MASKS)]
-    return [
+    exports = [
         _numbered(Path(one.file).stem, number) + Path(one.file).suffix
         for one in EXPORTS.values()
         for number in numbers
     ]
+    return ["outputs.json", "price.json", MANIFEST, FRAMES, *exports]
 
 
 def preview_work(asked: Asked) -> Work:

@@ -416,7 +416,8 @@ def bucket(store: None) -> str:
 
 
 def test_run_directories_in_a_store(dataset: Dataset, bucket: str, tmp_path: Path) -> None:
-    for name in ("debug_masks.mp4", "masklets/object=1/frames-00000900.parquet", "readme.txt"):
+    left = ("debug_masks.mp4", "bbox_tracking_1.json", "masklets/object=1/frames-00000900.parquet")
+    for name in (*left, "readme.txt"):
         # as a run of another job that was killed before it put its manifest there
         storage.write_bytes(f"{bucket}/a/{name}", b"of before")
     summary = label_dataset(dataset, bucket)
