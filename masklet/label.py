@@ -114,12 +114,16 @@ def _keep_others_files(dataset: Dataset, out: str) -> None:
         if not storage.is_url(out) and os.path.realpath(own) == os.path.realpath(dataset.source):
             raise UserError(f"{own}: is the dataset; use another --out")
     found = storage.read_bytes(place)
-    try:
-        is_own = found is None or "run_id" in json.loads(found)
-    except ValueError:
-        is_own = False
-    if not is_own:
+    if found is not None and not _is_summary(found):
         raise UserError(f"{place}: is not of a run of masklet; move it, or use another --out")
+
+
+def _is_summary(content: bytes) -> bool:
+    try:
+        summary = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(summary, dict) and "run_id" in summary
 
 
 def pending_row(item: Item, out: str) -> ItemRow:

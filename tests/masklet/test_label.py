@@ -355,6 +355,11 @@ def test_what_is_not_of_a_run_is_not_written_over(folder: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="is not of a run of masklet"):
         label_dataset(read_dataset(tmp_path, NANO), str(tmp_path))
     assert (tmp_path / "summary.json").read_bytes() == before
+    (tmp_path / "other").mkdir()
+    for content in ("7", '"run_id"', "{}", "no JSON"):
+        (tmp_path / "other/summary.json").write_text(content)
+        with pytest.raises(UserError, match="is not of a run of masklet"):
+            label_dataset(read_dataset(tmp_path / "*.mp4", NANO), str(tmp_path / "other"))
     (tmp_path / "tables").mkdir()
     table = tmp_path / "tables/dataset.parquet"
     rows = [{"item_id": "a", "file": str(tmp_path / "cup.mp4"), "prompts": json.dumps([CLICK])}]
