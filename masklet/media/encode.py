@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, chain, groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ FINISH_SECONDS = 1800.0
 # On processors with AVX-512 this step of x264 depends on memory that nobody has written: the same
 # frames are now and then another video.
 _REPEATABLE = "mbtree=0"
-
 
 # mp4 keeps differences of times in 32 bits, and reordered frames lie some frames apart
 _MOST_TICKS = 2**31 // 4
@@ -48,7 +47,7 @@ class Timing:
         """
         first = source.pts[frame_indices[0]]
         own = Timing(source.time_base, [source.pts[index] - first for index in frame_indices])
-        return next(filter(Timing._fits, (own, *map(own._in, _COARSER))), own)
+        return next(filter(Timing._fits, chain([own], map(own._in, _COARSER))), own)
 
     def _fits(self) -> bool:
         return max((b - a for a, b in pairwise(self.pts)), default=0) < _MOST_TICKS
