@@ -10,6 +10,7 @@ from masklet.dataset import Item, Problem, describe
 from masklet.errors import UserError
 from masklet.models import find_model
 from masklet.pipeline import check_prompts, ingest, run_job
+from masklet.plan import Plan
 from masklet.price import price_of
 
 _SAMPLE_FRAMES = 12
@@ -38,14 +39,14 @@ def estimate(items: Sequence[Item], advance: Callable[[], None] = lambda: None) 
     problems: list[Problem] = []
     frames = objects = work = most = 0
     price = 0.0
-    longest: Item | None = None
+    longest: tuple[Item, Plan] | None = None
     for item in items:
         try:
             plan = check_prompts(item.job, ingest(item.job))
         except UserError as error:
             problems.append(Problem(item.item_id, item.job.file, str(error)))
         else:
-            # a plan is not kept: it holds the mask prompts
+            # of the plans, which hold the mask prompts, one is kept
             frames += len(plan.frame_indices)
             objects += len(plan.objects)
             price += price_of(item.job, plan, find_model(item.job.model_type)).total
@@ -53,9 +54,9 @@ def estimate(items: Sequence[Item], advance: Callable[[], None] = lambda: None) 
             masks = len(plan.frame_indices) * len(plan.objects)
             work += masks
             if masks > most:
-                most, longest = masks, item
+                most, longest = masks, (item, plan)
         advance()
-    pace = _seconds_per_mask(longest) if longest else None
+    pace = _seconds_per_mask(*longest) if longest else None
     return Estimate(
         len(items) - len(problems),
         frames,
@@ -66,9 +67,8 @@ def estimate(items: Sequence[Item], advance: Callable[[], None] = lambda: None) 
     )
 
 
-def _seconds_per_mask(item: Item) -> float | None:
+def _seconds_per_mask(item: Item, plan: Plan) -> float | None:
     """Track the frames around the first prompt for real, into a directory that is thrown away."""
-    plan = check_prompts(item.job, ingest(item.job))
     if plan.is_image or item.job.preview:
         return None
     first = plan.frame_indices[0]
