@@ -144,45 +144,51 @@ def test_any_subset_in_both_directions(name: str, probed: Callable[[str], Source
     check()
 
 
-def test_a_far_frame_is_reached_by_a_seek(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    total = 2 * FAR_FRAMES + 100
-    raw = b"".join(picture(n).tobytes() for n in range(total))
-    source = probe(make(tmp_path / "long.mp4", *X264, "-g", "50", raw=raw))
-    seeks = []
+LONG = 2 * FAR_FRAMES + 100
+
+
+@pytest.fixture(scope="module")
+def long_raw() -> bytes:
+    return b"".join(picture(n).tobytes() for n in range(LONG))
+
+
+@pytest.fixture
+def seeks(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """Where decoders were started, one after another."""
+    begun: list[float | None] = []
     real = process.video_input
 
     def spy(*, seek: float | None = None) -> object:
-        seeks.append(seek)
+        begun.append(seek)
         return real(seek=seek)
 
     monkeypatch.setattr(process, "video_input", spy)
-    wanted = [0, 1, 2, FAR_FRAMES + 50, total - 1]
+    return begun
+
+
+def test_a_far_frame_is_reached_by_a_seek(
+    long_raw: bytes, seeks: list[float | None], tmp_path: Path
+) -> None:
+    source = probe(make(tmp_path / "long.mp4", *X264, "-g", "50", raw=long_raw))
+    seeks.clear()
+    wanted = [0, 1, 2, FAR_FRAMES + 50, LONG - 1]
     assert numbers(source, wanted) == wanted
     assert seeks[0] is None
     assert len(seeks) == 3
     assert None not in seeks[1:]
-    down = range(total - 1, total - 80, -1)
+    down = range(LONG - 1, LONG - 80, -1)
     assert numbers(source, down) == list(down)
 
 
 def test_a_file_that_cannot_be_seeked_is_decoded_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    long_raw: bytes, seeks: list[float | None], tmp_path: Path
 ) -> None:
-    total = 2 * FAR_FRAMES + 100
-    raw = b"".join(picture(n).tobytes() for n in range(total))
-    source = probe(make(tmp_path / "long.h264", *X264, "-g", "50", raw=raw))
+    source = probe(make(tmp_path / "long.h264", *X264, "-g", "50", raw=long_raw))
     assert not source.seekable
-    decoders = []
-    real = process.video_input
-
-    def spy(*, seek: float | None = None) -> object:
-        decoders.append(seek)
-        return real(seek=seek)
-
-    monkeypatch.setattr(process, "video_input", spy)
-    wanted = [0, FAR_FRAMES + 50, total - 1]
+    seeks.clear()
+    wanted = [0, FAR_FRAMES + 50, LONG - 1]
     assert numbers(source, wanted) == wanted
-    assert decoders == [None]
+    assert seeks == [None]
 
 
 def test_no_indices_no_frames_and_wrong_indices(probed: Callable[[str], Source]) -> None:
